@@ -1,0 +1,5 @@
+"""`python -m edgeclf` is the `edgeclf` command."""
+
+from edgeclf.cli import main
+
+main()

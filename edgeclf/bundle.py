@@ -1,0 +1,306 @@
+"""The model on disk: a folder of ONNX graphs and the manifest that says everything about them.
+
+A bundle from elsewhere is untrusted input: nothing of it is executed, every file is named and hashed in the
+manifest, and no name leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeclf.errors import BundleError
+from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PACKAGED = Path(__file__).parent / "bundles"
+
+_MAX_MANIFEST_BYTES = 16 << 20
+_EXPORT_AGAIN = "export it again from its model directory"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractorEntry:
+    """The graph that turns frames into features.
+
+    `precisions` maps "fp32" (always there) and others to file names.
+    """
+
+    preprocess: PreprocessSpec
+    precisions: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]  # frames uint8 (N, H, W, 3) RGB, 0..255
+    outputs: tuple[TensorSpec, ...]  # features float32 (N, F)
+
+    def __post_init__(self) -> None:
+        _check_precisions("the extractor", self.precisions)
+        frames, features = _only(self.inputs, "extractor input"), _only(self.outputs, "extractor output")
+        expected = TensorSpec(frames.name, "uint8", (None, *self.preprocess.size, 3))
+        _require(frames == expected, f"extractor input is {frames}, its preprocessing gives {expected}")
+        fits = features.dtype == "float32" and len(features.shape) == 2 and features.shape[0] is None
+        _require(fits, f"extractor output is {features}, must be float32[N,F]")
+
+    @property
+    def feature_size(self) -> int:
+        """F, the number of values of one feature."""
+        return self.outputs[0].shape[1] or 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierEntry:
+    """A graph that turns a clip of features into scores over its labels."""
+
+    name: str
+    labels: tuple[str, ...]
+    clip: ClipSpec
+    aggregate: Aggregate
+    precisions: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]  # features float32 (N, T, F), and length int32 (N) where padding is masked
+    outputs: tuple[TensorSpec, ...]  # scores float32 (N, C), each row sums to 1
+    evaluation: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        who = f"classifier {self.name!r}"
+        _require(isinstance(self.name, str) and bool(self.name), "a classifier has no name")
+        _check_labels(who, self.labels)
+        _check_precisions(who, self.precisions)
+        _require(self.aggregate in ("mean", "first", "vote"), f"{who}: unknown aggregate {self.aggregate!r}")
+        scores = _only(self.outputs, f"{who} output")
+        expected = TensorSpec(scores.name, "float32", (None, len(self.labels)))
+        _require(scores == expected, f"{who} output is {scores}, its labels ask for {expected}")
+        masked = self.clip.padding == "mask"
+        _require(len(self.inputs) == 1 + masked, f"{who} has {len(self.inputs)} inputs, must have {1 + masked}")
+        features = self.inputs[0]
+        fits = features.dtype == "float32" and len(features.shape) == 3 and features.shape[1] == self.clip.length
+        _require(fits, f"{who} input is {features}, must be float32[N,{self.clip.length},F]")
+        if masked:
+            length = self.inputs[1]
+            _require(length == TensorSpec(length.name, "int32", (None,)), f"{who} input is {length}, must be int32[N]")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known of a bundle: tensors, preprocessing, clips, labels, hashes, parity and provenance."""
+
+    name: str
+    extractor: ExtractorEntry
+    classifiers: tuple[ClassifierEntry, ...]
+    files: Mapping[str, str]  # file name to SHA-256, hexadecimal
+    parity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(bool(self.classifiers), "it has no classifier")
+        names = [entry.name for entry in self.classifiers]
+        _require(len(set(names)) == len(names), f"two classifiers have one name: {names}")
+        for name in self.files:
+            _require(Path(name).name == name and name not in (".", ".."), f"file name {name!r} leads out of the bundle")
+        for entry in (self.extractor, *self.classifiers):
+            for file in entry.precisions.values():
+                _require(file in self.files, f"graph {file!r} is not among its files")
+        for entry in self.classifiers:
+            _check_feature_sizes(self.extractor, entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary, as it stands in `manifest.json`."""
+        return {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "extractor": {
+                "preprocess": self.extractor.preprocess.to_dict(),
+                **_graph_to_dict(self.extractor),
+            },
+            "classifiers": [
+                {
+                    "name": entry.name,
+                    "labels": list(entry.labels),
+                    "clip": entry.clip.to_dict(),
+                    "aggregate": entry.aggregate,
+                    **_graph_to_dict(entry),
+                    "evaluation": dict(entry.evaluation),
+                }
+                for entry in self.classifiers
+            ],
+            "files": dict(self.files),
+            "parity": dict(self.parity),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Manifest:
+        """The checked manifest; raises ValueError, KeyError or TypeError where it makes no sense."""
+        _require(isinstance(data, dict), "it is not an object")
+        version = data.get("schema_version")
+        _require(version == SCHEMA_VERSION, f"schema_version is {version!r}, this edgeclf reads {SCHEMA_VERSION}")
+        return cls(
+            name=str(data["name"]),
+            extractor=ExtractorEntry(
+                preprocess=PreprocessSpec.from_dict(data["extractor"]["preprocess"]),
+                **_graph_from_dict(data["extractor"]),
+            ),
+            classifiers=tuple(_classifier_from_dict(entry) for entry in data["classifiers"]),
+            files={str(name): str(digest) for name, digest in data["files"].items()},
+            parity=dict(data["parity"]),
+            provenance=dict(data["provenance"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBundle:
+    """An opened, verified bundle with one of its classifiers chosen."""
+
+    path: Path
+    manifest: Manifest
+    classifier: ClassifierEntry
+
+    @property
+    def extractor(self) -> ExtractorEntry:
+        """The extractor that all classifiers of the bundle share."""
+        return self.manifest.extractor
+
+    def graph(self, entry: ExtractorEntry | ClassifierEntry, precision: str | None = None) -> Path:
+        """The file of a graph; FP32 unless another precision is asked for, which must be in the bundle."""
+        name = entry.precisions.get(precision or "fp32")
+        if name is None:
+            known = ", ".join(entry.precisions)
+            raise BundleError(f"{self.path.name} holds no {precision} graph", hint=f"it holds {known}")
+        return self.path / name
+
+
+def open_bundle(name: str | Path) -> ModelBundle:
+    """The verified bundle behind the name of a packaged classifier, a path, or PATH#CLASSIFIER.
+
+    Raises BundleError where there is none, where a file is missing, altered or outside the folder, or where
+    the manifest contradicts itself.
+    """
+    path, wanted = _resolve(str(name))
+    manifest = _read_manifest(path)
+    _verify_files(path, manifest)
+    return ModelBundle(path, manifest, _pick_classifier(path, manifest, wanted))
+
+
+def packaged_classifiers() -> dict[str, Path]:
+    """Names of the classifiers that ship inside the package, with the folder of their bundle."""
+    found = {}
+    for path in sorted(PACKAGED.glob("*.edgeclf")):
+        found |= {entry.name: path for entry in _read_manifest(path).classifiers}
+    return found
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into the bundle folder `path`, keys in a fixed order."""
+    text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    (path / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _resolve(name: str) -> tuple[Path, str | None]:
+    packaged = packaged_classifiers()
+    if name in packaged:
+        return packaged[name], name
+    head, mark, classifier = name.rpartition("#")
+    path, wanted = (Path(head), classifier) if mark and not Path(name).exists() else (Path(name), None)
+    if not path.is_dir():
+        known = ", ".join(packaged) or "none"
+        raise BundleError(f"there is no bundle {name!r}", hint=f"packaged: {known}; or give the path of a bundle folder")
+    return path, wanted
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST_NAME
+    try:
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file} is larger than {_MAX_MANIFEST_BYTES >> 20} MB", hint=_EXPORT_AGAIN)
+        return Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BundleError(f"{path} has no readable {MANIFEST_NAME}", hint="name the folder that export wrote") from error
+    except KeyError as error:
+        raise BundleError(f"{file} lacks {error}", hint=_EXPORT_AGAIN) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{file} is not valid: {error}", hint=_EXPORT_AGAIN) from error
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.resolve().parent != path.resolve():
+            raise BundleError(f"{file} is missing or leads out of the bundle", hint=_EXPORT_AGAIN)
+        if sha256_of(file) != digest:
+            raise BundleError(f"{file} was altered: its SHA-256 is not that of the manifest", hint=_EXPORT_AGAIN)
+
+
+def _pick_classifier(path: Path, manifest: Manifest, wanted: str | None) -> ClassifierEntry:
+    for entry in manifest.classifiers:
+        if entry.name == wanted or (wanted is None and len(manifest.classifiers) == 1):
+            return entry
+    known = ", ".join(entry.name for entry in manifest.classifiers)
+    problem = f"has no classifier {wanted!r}" if wanted else "holds several classifiers"
+    raise BundleError(f"{path} {problem}", hint=f"choose one with {path.name}#NAME: {known}")
+
+
+def _graph_to_dict(entry: ExtractorEntry | ClassifierEntry) -> dict[str, Any]:
+    return {
+        "precisions": dict(entry.precisions),
+        "inputs": [spec.to_dict() for spec in entry.inputs],
+        "outputs": [spec.to_dict() for spec in entry.outputs],
+    }
+
+
+def _graph_from_dict(data: Any) -> dict[str, Any]:
+    return {
+        "precisions": {str(name): str(file) for name, file in data["precisions"].items()},
+        "inputs": tuple(TensorSpec.from_dict(spec) for spec in data["inputs"]),
+        "outputs": tuple(TensorSpec.from_dict(spec) for spec in data["outputs"]),
+    }
+
+
+def _classifier_from_dict(data: Any) -> ClassifierEntry:
+    return ClassifierEntry(
+        name=data["name"],
+        labels=tuple(data["labels"]),
+        clip=ClipSpec.from_dict(data["clip"]),
+        aggregate=data["aggregate"],
+        evaluation=dict(data["evaluation"]),
+        **_graph_from_dict(data),
+    )
+
+
+def _check_labels(who: str, labels: tuple[str, ...]) -> None:
+    _require(len(labels) >= 2, f"{who} has fewer than two labels")
+    _require(all(isinstance(label, str) and label for label in labels), f"{who} has a label without a name")
+    _require(len(set(labels)) == len(labels), f"{who} has one label twice")
+
+
+def _check_precisions(who: str, precisions: Mapping[str, str]) -> None:
+    _require("fp32" in precisions, f"{who} has no fp32 graph")
+
+
+def _check_feature_sizes(extractor: ExtractorEntry, entry: ClassifierEntry) -> None:
+    asked = entry.inputs[0].shape[2]
+    _require(
+        asked == extractor.feature_size,
+        f"classifier {entry.name!r} takes {asked} values a frame, the extractor gives {extractor.feature_size}",
+    )
+
+
+def _only(specs: tuple[TensorSpec, ...], what: str) -> TensorSpec:
+    _require(len(specs) == 1, f"there must be one {what}, not {len(specs)}")
+    return specs[0]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

@@ -1,0 +1,64 @@
+"""The `edgeclf` command: a group whose sub-commands are imported when they run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+from typing import cast
+
+import click
+
+from edgeclf import __version__
+from edgeclf.errors import EdgeclfError, ExportError, ParityError
+
+_COMMANDS = {
+    "infer": ("edgeclf.runtime.command:infer", "Classify video files, or play the demo."),
+}
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+class _LazyGroup(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name][0].partition(":")
+        return cast(click.Command, getattr(import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edgeclf")
+@click.option("-v", "--verbose", is_flag=True, help="Show the library's log on stderr.")
+def cli(verbose: bool) -> None:
+    """Edge inference engine for video classification: from labelled clips to labels on a running video."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line and exit: 0 success, 1 the job failed, 2 wrong usage, 130 interrupted."""
+    # Importing NumPy and OpenCV starts OpenBLAS threads that spin beside ours.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        sys.exit(cli.main(prog_name="edgeclf", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+    except EdgeclfError as error:
+        click.echo(f"{error.kind}: {error}", err=True)
+        sys.exit(_FAILED if isinstance(error, (ParityError, ExportError)) else _USAGE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing stdout fails once more
+        sys.exit(_FAILED)

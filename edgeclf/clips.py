@@ -1,0 +1,150 @@
+"""Which frames form a clip: sampling by time, and the windows that are due as sampled frames arrive.
+
+Time is cut into slots of 1/rate seconds, counted from the first frame. A slot takes the first frame at or
+after its start, so 10, 12.5, 25 or 30 frames a second give the same clip length in seconds; a frame that comes
+late fills every slot it is the first frame for. Training, evaluation, files and streams all use this code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclf.specs import ClipSpec
+
+Flag = Literal["partial", "stale"]
+
+_SLOT_TOLERANCE = 1e-3  # of a slot: time stamps are rounded to their container's time base
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the sampler makes of one frame: the slots it fills (0: it is skipped), and whether clips restart."""
+
+    slots: int
+    restart: bool = False
+
+
+class FrameSampler:
+    """Says of each frame of one source, in order of time, how many slots of the clip grid it fills."""
+
+    def __init__(self, clip: ClipSpec) -> None:
+        self._clip = clip
+        self._origin = 0.0
+        self._next_slot = 0
+        self._last: float | None = None
+
+    def sample(self, pts_seconds: float) -> Sample:
+        """The slots that the frame at `pts_seconds` fills.
+
+        A frame later than the last one by more than `stale_seconds` starts a new grid, and a new clip.
+        """
+        restart = self._last is not None and pts_seconds - self._last > self._clip.stale_seconds
+        if self._last is None or restart:
+            self._origin, self._next_slot = pts_seconds, 0
+        self._last = pts_seconds
+        reached = int((pts_seconds - self._origin) * self._clip.rate + _SLOT_TOLERANCE)
+        slots = max(0, reached + 1 - self._next_slot)
+        self._next_slot += slots
+        return Sample(slots, restart)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipWindow:
+    """The slots `start .. start + length - 1` of a run of slots, to be classified as one clip."""
+
+    start: int
+    length: int
+    flags: tuple[Flag, ...] = ()
+
+
+class ClipSchedule:
+    """Tells, slot by slot, which windows of a run of slots are due.
+
+    Full clips start every hop. What the last full clip left over is covered by one more full clip that ends
+    with the run; a run shorter than one clip gives a single `partial` window.
+    """
+
+    def __init__(self, clip: ClipSpec) -> None:
+        self._clip = clip
+        self._filled = 0
+        self._covered = 0
+
+    def fill(self) -> ClipWindow | None:
+        """One more slot is filled; the window that is due with it, if any."""
+        self._filled += 1
+        start = self._filled - self._clip.length
+        if start < 0 or start % self._clip.hop_slots:
+            return None
+        self._covered = self._filled
+        return ClipWindow(start, self._clip.length)
+
+    def finish(self, *, stale: bool = False) -> ClipWindow | None:
+        """The run ends (`stale`: at a gap, not at the end of the video); the last window, if one is left.
+
+        The next slot starts a new run.
+        """
+        filled, covered = self._filled, self._covered
+        self._filled = self._covered = 0
+        if filled == covered:
+            return None
+        flags: tuple[Flag, ...] = ("stale",) if stale else ()
+        if filled < self._clip.length:
+            return ClipWindow(0, filled, ("partial", *flags))
+        return ClipWindow(filled - self._clip.length, self._clip.length, flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip as the classifier takes it, with the time that it covers."""
+
+    features: NDArray[np.float32]  # (T, F); rows from `length` on are padding
+    length: int
+    start_seconds: float
+    end_seconds: float
+    flags: tuple[Flag, ...] = ()
+
+
+class ClipAssembler:
+    """Keeps the features of one source that its clips still need, and puts the clips together."""
+
+    def __init__(self, clip: ClipSpec) -> None:
+        self._clip = clip
+        self._schedule = ClipSchedule(clip)
+        self._ring: deque[NDArray[np.float32]] = deque(maxlen=clip.length)
+        self._origin = 0.0
+
+    def add(self, feature: NDArray[np.float32], pts_seconds: float, sample: Sample) -> list[Clip]:
+        """The clips that are due with the feature (F,) of one more sampled frame."""
+        due = self.finish(stale=True) if sample.restart else []
+        if not self._ring:
+            self._origin = pts_seconds
+        for _ in range(sample.slots):
+            self._ring.append(feature)
+            if window := self._schedule.fill():
+                due.append(self._cut(window))
+        return due
+
+    def finish(self, *, stale: bool = False) -> list[Clip]:
+        """The clip that covers what is left, if any; the next feature starts anew."""
+        window = self._schedule.finish(stale=stale)
+        due = [self._cut(window)] if window else []
+        self._ring.clear()
+        return due
+
+    def _cut(self, window: ClipWindow) -> Clip:
+        rows = np.stack(list(self._ring)[-window.length :])
+        start = self._origin + window.start / self._clip.rate
+        end = start + window.length / self._clip.rate
+        return Clip(_padded(rows, self._clip), window.length, start, end, window.flags)
+
+
+def _padded(rows: NDArray[np.float32], clip: ClipSpec) -> NDArray[np.float32]:
+    missing = clip.length - len(rows)
+    if clip.padding == "repeat_last":
+        return np.pad(rows, ((0, missing), (0, 0)), mode="edge")
+    return np.pad(rows, ((0, missing), (0, 0)))

@@ -1,0 +1,63 @@
+"""The exceptions that edgeclf raises on purpose.
+
+    EdgeclfError
+    ├── BundleError         a model bundle is missing, broken or does not fit
+    ├── VideoError          a source cannot be opened, or its video cannot be decoded
+    ├── SessionError        a backend, device or precision cannot be used
+    ├── DataError           a training or evaluation set cannot be used
+    ├── ExportError         a model cannot be converted
+    ├── ParityError         a converted model does not agree with its original
+    └── MissingExtraError   an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+
+class EdgeclfError(Exception):
+    """Root of all errors that name their cause and, in `hint`, what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    @property
+    def kind(self) -> str:
+        """The class name, as it stands in JSON records."""
+        return type(self).__name__
+
+
+class BundleError(EdgeclfError):
+    """A bundle (or model directory) is missing, damaged, or contradicts itself."""
+
+
+class VideoError(EdgeclfError):
+    """A source is missing, unreadable, damaged or not a video."""
+
+
+class SessionError(EdgeclfError):
+    """A backend, device or precision that was asked for cannot be used."""
+
+
+class DataError(EdgeclfError):
+    """A labelled data set is empty, inconsistent or cannot be split as asked."""
+
+
+class ExportError(EdgeclfError):
+    """A model holds something that the exporter cannot convert."""
+
+
+class ParityError(EdgeclfError):
+    """A converted graph gives other answers than the model that it came from."""
+
+
+class MissingExtraError(EdgeclfError):
+    """A package of an optional extra is not installed."""
+
+    @classmethod
+    def for_package(cls, package: str, extra: str) -> MissingExtraError:
+        """The error for `package`, which `pip install "edgeclf[extra]"` brings."""
+        return cls(f"{package} is not installed", hint=f'pip install "edgeclf[{extra}]"')

@@ -1,0 +1,1 @@
+"""The pipelined decode-extract-classify loop. Needs no training framework."""

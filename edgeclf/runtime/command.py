@@ -1,0 +1,85 @@
+"""`edgeclf infer`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgeclf.runtime.pipeline import Classifier
+
+_FORMATS = ("table", "jsonl", "csv", "vtt")
+_DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+
+
+@click.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("-s", "--source", "more_sources", multiple=True, metavar="SOURCE", help="A source; may be repeated.")
+@click.option("-b", "--bundle", metavar="NAME|PATH", help="A packaged classifier, or the folder of a bundle.")
+@click.option("--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="Where the extractor runs.")
+@click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
+@click.option("--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given.")
+@click.option("--conf", type=click.FloatRange(0, 1), default=0.0, help="Below this score the label is 'unknown'.")
+@click.option("--top-k", type=click.IntRange(1), help="How many labels to give with their scores.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output on stdout.")
+def infer(
+    sources: tuple[str, ...],
+    more_sources: tuple[str, ...],
+    bundle: str | None,
+    device: str,
+    precision: str,
+    batch: int | None,
+    conf: float,
+    top_k: int | None,
+    form: str,
+) -> None:
+    """Classify SOURCES: video files, folders of them, or quoted globs.
+
+    A video longer than one clip gives a timeline. What runs, and errors, stand on stderr; exit code 1 says that
+    a source failed, after all others were done.
+
+    \b
+    Examples:
+      edgeclf infer holiday.mp4 -b ucf101_8
+      edgeclf infer "recordings/*.mkv" -b my_model.edgeclf --format jsonl > labels.jsonl
+    """
+    from edgeclf.runtime.pipeline import open_classifier, run_loop
+    from edgeclf.runtime.records import SourceEnd
+    from edgeclf.runtime.writers import WRITERS
+    from edgeclf.video import expand_sources
+
+    names = expand_sources((*sources, *more_sources))
+    _check_usage(names, bundle, form)
+    failed = False
+    with open_classifier(bundle or "", device=device, precision=precision) as classifier:  # type: ignore[arg-type]
+        options = replace(classifier.options, batch_size=batch) if batch else classifier.options
+        click.echo(_banner(classifier, options.workers), err=True)
+        writer = WRITERS.load(form)(sys.stdout, top_k=top_k)
+        for record in run_loop(names, classifier.model, options, threshold=conf):
+            writer.write(record)
+            if isinstance(record, SourceEnd) and record.error:
+                failed = True
+                click.echo(f"{record.error.kind}: {record.error}", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _check_usage(names: list[str], bundle: str | None, form: str) -> None:
+    from edgeclf.bundle import packaged_classifiers
+
+    if not names:
+        raise click.UsageError("name at least one SOURCE")
+    if bundle is None:
+        known = ", ".join(packaged_classifiers()) or "none"
+        raise click.UsageError(f"say which model to use with --bundle; packaged: {known}")
+    if form == "vtt" and len(names) > 1:
+        raise click.UsageError(f"--format vtt describes one source, {len(names)} were named")
+
+
+def _banner(classifier: Classifier, workers: int) -> str:
+    model = classifier.model
+    copies = f" x {workers} workers" if workers > 1 else ""
+    return f"{model.name}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}"

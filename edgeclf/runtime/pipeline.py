@@ -1,0 +1,180 @@
+"""The loop put together, and the classifier that an embedding program holds."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from edgeclf.bundle import open_bundle
+from edgeclf.errors import VideoError
+from edgeclf.preprocess import limit_opencv_threads
+from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.merge import merge
+from edgeclf.runtime.meter import Meter, StageTime
+from edgeclf.runtime.model import Model, open_model
+from edgeclf.runtime.prefetch import parallel_map
+from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
+from edgeclf.runtime.session import Device
+from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract
+from edgeclf.video import VideoSource, open_video, redacted
+
+Source = str | Path | VideoSource
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """Threads, queues and batches of the loop. Results do not depend on them."""
+
+    depth: int = 8  # frames that a source's thread is ahead; 0 is no thread at all, for any stage
+    workers: int = 1  # extractor runs at a time
+    batch_size: int = 2  # frames in one extractor run
+    max_wait: float = 0.0  # seconds that a frame may wait for its batch to fill
+    sources_at_once: int = 1  # sources that are decoded at the same time
+
+    @classmethod
+    def for_device(cls, device: str) -> LoopOptions:
+        """What suits a device when nothing was measured on it.
+
+        On the CPU: one extractor run per core, one thread each, two frames a run; larger batches only cost
+        cache (docs/pipeline.md). On a GPU: large batches, and decoding on all cores.
+        """
+        cores = available_cores()
+        if device == "cpu":
+            return cls(workers=cores, batch_size=2, sources_at_once=cores)
+        return cls(depth=32, workers=2, batch_size=32, max_wait=0.02, sources_at_once=cores)
+
+    def sequential(self) -> LoopOptions:
+        """The same work on the caller's thread alone: the reference in tests, the baseline in benchmarks."""
+        return LoopOptions(depth=0, workers=0, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopMeters:
+    """Where the stages report their busy and waiting time."""
+
+    decode: Meter = field(default_factory=Meter)
+    extract: Meter = field(default_factory=Meter)
+    classify: Meter = field(default_factory=Meter)
+
+    def read(self) -> dict[str, StageTime]:
+        """The sums so far, by stage."""
+        return {"decode": self.decode.read(), "extract": self.extract.read(), "classify": self.classify.read()}
+
+
+def run_loop(
+    sources: Iterable[Source],
+    model: Model,
+    options: LoopOptions,
+    *,
+    threshold: float = 0.0,
+    meters: LoopMeters | None = None,
+) -> Iterator[Record]:
+    """Predictions of all sources as they come, and for each source its result and its end.
+
+    A source that cannot be read ends with its error and harms no other. Closing the iterator stops every thread.
+    """
+    meters = meters or LoopMeters()
+    limit_opencv_threads()
+    with (
+        merge(
+            (_decoded(index, source, model) for index, source in enumerate(sources)),
+            batch_size=options.batch_size,
+            max_wait=options.max_wait,
+            depth=options.depth,
+            at_once=options.sources_at_once,
+            meter=meters.decode,
+        ) as batches,
+        parallel_map(
+            partial(extract, model=model), batches, workers=options.workers, meter=meters.extract, name="extract"
+        ) as features,
+    ):
+        predictions = classify(features, model, threshold=threshold, meter=meters.classify)
+        yield from conclude(predictions, model.aggregate)
+
+
+def _decoded(index: int, source: Source, model: Model) -> Generator[SampledFrame | Ended, None, None]:
+    given = isinstance(source, (str, Path))
+    name = redacted(str(source)) if given else source.name
+    return decode(SourceId(index, name), partial(_opened, source), model.preprocess, model.clip)
+
+
+def _opened(source: Source) -> VideoSource:
+    return open_video(source) if isinstance(source, (str, Path)) else source
+
+
+class Classifier:
+    """A bundle, opened to classify video; close it, or leave its `with` block, when done."""
+
+    def __init__(self, model: Model, options: LoopOptions | None = None, *, threshold: float = 0.0) -> None:
+        self.model = model
+        self.options = options or LoopOptions.for_device(model.extractor.placement.device)
+        self.threshold = threshold
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up both sessions."""
+        self.model.close()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of `scores`."""
+        return self.model.labels
+
+    def classify(self, source: Source) -> Result:
+        """The label of a whole file, with the predictions of its clips.
+
+        Raises VideoError where the file cannot be read or is damaged; `stream` gives what could be decoded.
+        """
+        found: Result | None = None
+        for record in self._records([source]):
+            if isinstance(record, Result):
+                found = record
+            if isinstance(record, SourceEnd) and record.error:
+                raise record.error
+        if found is None:
+            raise VideoError(f"{source} gave no clip", hint="check that it holds at least one picture")
+        return found
+
+    def stream(
+        self, sources: Source | Sequence[Source], *, on_error: Literal["auto", "raise", "yield"] = "auto"
+    ) -> Iterator[Prediction | SourceEnd]:
+        """Predictions as they come, and one `SourceEnd` for each source.
+
+        on_error: "raise" raises a source's error after all that it gave, "yield" leaves it in its `SourceEnd`;
+        "auto" raises for a single source.
+        """
+        several = isinstance(sources, Sequence) and not isinstance(sources, str)
+        given: Sequence[Source] = sources if several else [sources]  # type: ignore[assignment, list-item]
+        raising = on_error == "raise" or (on_error == "auto" and len(given) == 1)
+        for record in self._records(given):
+            if isinstance(record, SourceEnd) and record.error and raising:
+                raise record.error
+            if not isinstance(record, Result):
+                yield record
+
+    def _records(self, sources: Iterable[Source]) -> Iterator[Record]:
+        return run_loop(sources, self.model, self.options, threshold=self.threshold)
+
+
+def open_classifier(
+    name: str | Path,
+    *,
+    device: Device = "auto",
+    precision: str = "fp32",
+    threshold: float = 0.0,
+    options: LoopOptions | None = None,
+) -> Classifier:
+    """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
+
+    device: "auto", "cpu", "cuda" or "tensorrt". threshold: the score below which a label is "unknown".
+    Raises BundleError and SessionError.
+    """
+    return Classifier(open_model(open_bundle(name), device, precision=precision), options, threshold=threshold)

@@ -1,0 +1,1 @@
+"""Backends that run a graph; each is loaded when it is asked for."""

@@ -1,0 +1,154 @@
+"""Records as text: a table for people; JSON lines, CSV and WebVTT for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+from edgeclf.errors import EdgeclfError
+from edgeclf.registry import Registry
+from edgeclf.runtime.records import Prediction, Record, Result, Scored, SourceEnd
+from edgeclf.runtime.timeline import Segment, Timeline
+
+
+class Writer(Protocol):
+    """Writes each record as it comes; what was written is out, whatever happens next."""
+
+    def write(self, record: Record) -> None:
+        """Write one record."""
+
+
+WRITERS: Registry[Callable[..., Writer]] = Registry(
+    "format",
+    {
+        "table": "edgeclf.runtime.writers:TableWriter",
+        "jsonl": "edgeclf.runtime.writers:JsonLinesWriter",
+        "csv": "edgeclf.runtime.writers:CsvWriter",
+        "vtt": "edgeclf.runtime.writers:VttWriter",
+    },
+    error=EdgeclfError,
+    group="edgeclf.writers",
+)
+
+
+class JsonLinesWriter:
+    """One JSON object a line, each with `type` and `source`."""
+
+    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:
+        self._out = out
+        self._top_k = top_k
+
+    def write(self, record: Record) -> None:
+        if isinstance(record, SourceEnd) and record.error:
+            self._line(record.error_to_dict())
+        data = record.to_dict()
+        if isinstance(record, Scored) and self._top_k:
+            data["scores"] = dict(record.ranked()[: self._top_k])
+        self._line(data)
+
+    def _line(self, data: dict[str, Any]) -> None:
+        self._out.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+        self._out.flush()
+
+
+class CsvWriter:
+    """One row for each prediction; with top_k, the best labels and scores in further columns."""
+
+    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:
+        self._out = out
+        self._rows = csv.writer(out, lineterminator="\n")
+        self._further = range(2, (top_k or 1) + 1)
+        further = [column for n in self._further for column in (f"label_{n}", f"score_{n}")]
+        self._rows.writerow(["source", "start_seconds", "end_seconds", "label", "score", "flags", *further])
+
+    def write(self, record: Record) -> None:
+        if not isinstance(record, Prediction):
+            return
+        times = [f"{record.start_seconds:.3f}", f"{record.end_seconds:.3f}"]
+        further = [cell for label, score in record.ranked()[1 : len(self._further) + 1] for cell in (label, f"{score:.6f}")]
+        self._rows.writerow(
+            [record.source, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
+        )
+        self._out.flush()
+
+
+class VttWriter:
+    """WebVTT subtitles of one source, one cue for each change of label."""
+
+    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:  # noqa: ARG002 - cues show one label
+        self._out = out
+        self._timeline = Timeline()
+        self._out.write("WEBVTT\n")
+
+    def write(self, record: Record) -> None:
+        if isinstance(record, Prediction):
+            self._cue(self._timeline.add(record))
+        elif isinstance(record, SourceEnd):
+            self._cue(self._timeline.finish())
+
+    def _cue(self, segment: Segment | None) -> None:
+        if segment:
+            start, end = _vtt_time(segment.start_seconds), _vtt_time(segment.end_seconds)
+            self._out.write(f"\n{start} --> {end}\n{_vtt_text(segment.label)} {segment.score:.2f}\n")
+            self._out.flush()
+
+
+class TableWriter:
+    """A row for each stretch of one label, and below them one for the whole file.
+
+    A file with one label throughout has the last row alone.
+    """
+
+    _COLUMNS = "{:<{width}}  {:>8}  {:>8}  {:<20} {:>6}  {}"
+
+    def __init__(self, out: TextIO, *, top_k: int | None = None, width: int = 32) -> None:
+        self._out = out
+        self._top_k = top_k or 1
+        self._width = width
+        self._timelines: dict[str, Timeline] = {}
+        self._changed: set[str] = set()
+        self._row("source", "start", "end", "label", "score", "")
+
+    def write(self, record: Record) -> None:
+        if isinstance(record, Prediction):
+            segment = self._timelines.setdefault(record.source, Timeline()).add(record)
+            if segment:
+                self._changed.add(record.source)
+                self._segment(record.source, segment)
+        elif isinstance(record, Result):
+            self._result(record)
+
+    def _segment(self, source: str, segment: Segment) -> None:
+        times = _seconds(segment.start_seconds), _seconds(segment.end_seconds)
+        self._row(source, *times, segment.label, f"{segment.score:.2f}", "")
+
+    def _result(self, result: Result) -> None:
+        segment = self._timelines.pop(result.source).finish()
+        if segment and result.source in self._changed:
+            self._changed.discard(result.source)
+            self._segment(result.source, segment)
+        times = _seconds(result.clips[0].start_seconds), _seconds(result.clips[-1].end_seconds)
+        further = [f"{label} {score:.2f}" for label, score in result.ranked()[1 : self._top_k]]
+        remark = ", ".join(["whole file", *further])
+        self._row(result.source, *times, result.label, f"{result.score:.2f}", remark)
+
+    def _row(self, source: str, *cells: str) -> None:
+        short = source if len(source) <= self._width else "…" + source[1 - self._width :]
+        self._out.write(self._COLUMNS.format(short, *cells, width=self._width).rstrip() + "\n")
+        self._out.flush()
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s"
+
+
+def _vtt_time(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds / 1000:06.3f}"
+
+
+def _vtt_text(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

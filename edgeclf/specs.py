@@ -1,0 +1,145 @@
+"""Frozen descriptions that training, export, runtime and bench agree on.
+
+They are written into the manifest by `to_dict` and read back, checked, by `from_dict`.
+A value that makes no sense raises `ValueError`; whoever reads a file turns that into an error naming the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+Crop = Literal["center_square", "none", "letterbox"]
+Interpolation = Literal["linear", "area"]
+Color = Literal["rgb", "gray3"]
+Sampling = Literal["rate"]
+Padding = Literal["mask", "repeat_last"]
+Aggregate = Literal["mean", "first", "vote"]
+
+_Spec = TypeVar("_Spec", bound="_Record")
+
+
+class _Record:
+    """Gives a frozen dataclass its dictionary form; unknown and missing keys are errors."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary of all fields."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls: type[_Spec], data: Any) -> _Spec:
+        """The checked record; raises ValueError that names the key at fault."""
+        if not isinstance(data, dict):
+            raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(data) - names):
+            raise ValueError(f"{cls.__name__} has unknown keys {unknown}")
+        if missing := sorted(names - set(data)):
+            raise ValueError(f"{cls.__name__} lacks {missing}")
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        return cls(**values)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _one_of(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    _require(value in allowed, f"{name} is {value!r}, must be one of {', '.join(allowed)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec(_Record):
+    """One input or output of a graph: name, NumPy dtype name, shape with None for the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.name, str) and self.name != "", "a tensor needs a name")
+        _require(self.dtype in ("uint8", "int32", "float32"), f"dtype {self.dtype!r} of {self.name!r} is not supported")
+        _require(isinstance(self.shape, tuple), f"shape of {self.name!r} must be a list")
+        sizes_fit = all(size is None or _is_count(size) for size in self.shape)
+        _require(sizes_fit, f"shape {self.shape} of {self.name!r} must hold positive sizes or null")
+
+    def __str__(self) -> str:
+        sizes = ",".join("N" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype}[{sizes}]"
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec(_Record):
+    """How a decoded RGB picture becomes the extractor's uint8 (height, width, 3) input.
+
+    Normalisation is not here: it is inside the extractor graph.
+    """
+
+    size: tuple[int, int]  # (height, width) in pixels
+    crop: Crop = "center_square"
+    interpolation: Interpolation = "linear"
+    color: Color = "rgb"
+
+    def __post_init__(self) -> None:
+        fits = isinstance(self.size, tuple) and len(self.size) == 2 and all(_is_count(n) for n in self.size)
+        _require(fits, f"size {self.size!r} must be (height, width)")
+        _require(max(self.size) <= 4096, f"size {self.size} exceeds 4096 pixels")
+        _one_of("crop", self.crop, Crop)
+        _one_of("interpolation", self.interpolation, Interpolation)
+        _one_of("color", self.color, Color)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpec(_Record):
+    """Which frames form a clip: `length` frames sampled at `rate` frames per second of video time.
+
+    `hop_seconds` is the distance between the starts of two clips, `stale_seconds` the gap in the time stamps
+    after which a running clip is given up and a new one starts. `padding` says what stands behind the last
+    frame of a clip that is not full: zeros that the classifier masks, or the last frame again.
+    """
+
+    length: int
+    rate: float
+    hop_seconds: float
+    stale_seconds: float
+    sampling: Sampling = "rate"
+    padding: Padding = "mask"
+
+    def __post_init__(self) -> None:
+        _require(_is_count(self.length) and self.length <= 4096, f"length {self.length!r} must be 1 to 4096")
+        _require(_is_number(self.rate) and 0.01 <= self.rate <= 1000, f"rate {self.rate!r} must be 0.01 to 1000")
+        _require(_is_number(self.hop_seconds) and self.hop_seconds > 0, "hop_seconds must be positive")
+        _require(_is_number(self.stale_seconds) and self.stale_seconds > 0, "stale_seconds must be positive")
+        _one_of("sampling", self.sampling, Sampling)
+        _one_of("padding", self.padding, Padding)
+
+    @classmethod
+    def by_rate(cls, length: int, rate: float, *, hop_seconds: float | None = None) -> ClipSpec:
+        """Clips of `length` frames at `rate` frames per second; the hop is a quarter of a clip unless given.
+
+        A gap of half a clip, one second at the least, makes a clip stale.
+        """
+        seconds = length / rate
+        return cls(length, rate, hop_seconds or seconds / 4, max(1.0, seconds / 2))
+
+    @property
+    def seconds(self) -> float:
+        """Video time that a full clip covers."""
+        return self.length / self.rate
+
+    @property
+    def hop_slots(self) -> int:
+        """The hop in sampled frames, at least one."""
+        return max(1, round(self.hop_seconds * self.rate))

@@ -1,0 +1,131 @@
+"""Frames out of files and rendered scenes: the contract of a source, and how a name becomes one."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclf.errors import VideoError
+from edgeclf.registry import Registry
+
+RgbImage = NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .flv .gif .h264 .h265 .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+)
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture of a source; its pixels are converted only when `image` is asked for.
+
+    `pts_seconds` counts from the first frame of the source and never goes back. `image` may be asked for
+    at any time, also after later frames were read, and from one thread at a time.
+    """
+
+    pts_seconds: float
+    convert: Callable[[], RgbImage]
+
+    @property
+    def image(self) -> RgbImage:
+        """uint8 (H, W, 3) RGB, upright."""
+        return self.convert()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """What became of every picture of a source: received = processed + skipped + sum(dropped)."""
+
+    received: int = 0
+    processed: int = 0
+    skipped: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary; `dropped` maps each cause to its count."""
+        return {
+            "received": self.received,
+            "processed": self.processed,
+            "skipped": self.skipped,
+            "dropped": dict(self.dropped),
+        }
+
+
+class VideoSource(Protocol):
+    """Where frames come from. It is opened, read and closed by one thread."""
+
+    @property
+    def name(self) -> str:
+        """The source as the user gave it, without credentials."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Pictures that were received but are no frame, counted by cause (`corrupt`, `too_large`)."""
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames in order of time, once.
+
+        Raises VideoError where the source cannot be opened, and at the end, after every good frame, where
+        parts of it could not be decoded.
+        """
+
+    def close(self) -> None:
+        """Give up files and memory; `frames` ends. Safe to call twice."""
+
+
+_SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(
+    "kind of source",
+    {"file": "edgeclf.av_source:AvSource", "synthetic": "edgeclf.theatre:open_synthetic"},
+    error=VideoError,
+    group="edgeclf.sources",
+)
+
+
+def open_video(source: str | Path) -> VideoSource:
+    """The source behind a path or a URL. Nothing is opened before its frames are asked for.
+
+    Raises VideoError where nothing can open URLs of this scheme.
+    """
+    scheme = _SCHEME.match(str(source))
+    return _SCHEMES.load(scheme.group(1).lower() if scheme else "file")(str(source))
+
+
+def redacted(source: str) -> str:
+    """The source without user name and password, fit for logs and records."""
+    return _CREDENTIALS.sub("***@", source)
+
+
+def expand_sources(names: Iterable[str]) -> list[str]:
+    """Paths and URLs with every folder replaced by its videos and every glob by its matches, in order.
+
+    A name that is neither is kept as it is, also if nothing is there: opening it will say so.
+    Raises VideoError where a folder holds no video or a glob matches nothing.
+    """
+    return [source for name in names for source in _expand(name)]
+
+
+def _expand(name: str) -> list[str]:
+    path = Path(name)
+    if _SCHEME.match(name):
+        return [name]
+    if path.is_dir():
+        return _found(name, (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()))
+    if glob.has_magic(name) and not path.exists():
+        return _found(name, (p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()))
+    return [name]
+
+
+def _found(name: str, paths: Iterable[Path]) -> list[str]:
+    found = sorted(map(str, paths))
+    if not found:
+        raise VideoError(f"no video in {name}", hint="check the path, and quote a glob if the shell expands it")
+    return found

@@ -1,0 +1,71 @@
+"""Small videos, encoded in code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from edgeclf.video import Frame, RgbImage
+
+RED, GREEN, BLUE = (220, 20, 20), (20, 220, 20), (20, 20, 220)
+
+
+def plain(color: tuple[int, int, int], seconds: float, *, fps: float = 25.0, size: tuple[int, int] = (48, 64)) -> list[RgbImage]:
+    """Pictures of one colour with a little noise, uint8 (H, W, 3) RGB."""
+    noise = np.random.default_rng(sum(color))
+    count = round(seconds * fps)
+    return [
+        np.clip(np.array(color) + noise.integers(-15, 16, (*size, 3)), 0, 255).astype(np.uint8) for _ in range(count)
+    ]
+
+
+def write_video(
+    path: Path,
+    images: Iterable[RgbImage],
+    *,
+    fps: float = 25.0,
+    codec: str = "mpeg4",
+    times: Iterable[float] | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Encode pictures into `path`, evenly spaced or at the given times in seconds."""
+    images = list(images)
+    height, width = images[0].shape[:2]
+    stamps = list(times) if times is not None else [n / fps for n in range(len(images))]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for image, seconds in zip(images, stamps, strict=True):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts = round(seconds * 1000)
+            picture.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+class ListSource:
+    """A source of given pictures at given times, which may fail at its end."""
+
+    def __init__(
+        self, name: str, images: Iterable[RgbImage], times: Iterable[float], *, error: BaseException | None = None
+    ) -> None:
+        self.name = name
+        self.dropped: dict[str, int] = {}
+        self.closed = False
+        self._frames = list(zip(times, images, strict=True))
+        self._error = error
+
+    def frames(self) -> Iterator[Frame]:
+        for seconds, image in self._frames:
+            yield Frame(seconds, lambda image=image: image)
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        self.closed = True

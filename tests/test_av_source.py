@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import os
+import random
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeclf.av_source import AvSource
+from edgeclf.errors import VideoError
+from tests.support.videos import BLUE, RED, plain, write_video
+
+
+def times_and_means(path: Path) -> tuple[list[float], list[float]]:
+    frames = [(frame.pts_seconds, float(frame.image.mean())) for frame in AvSource(str(path)).frames()]
+    return [seconds for seconds, _ in frames], [mean for _, mean in frames]
+
+
+def test_frames_come_in_rgb_with_their_times(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 1, fps=10), fps=10)
+    frames = list(AvSource(str(path)).frames())
+    assert [frame.pts_seconds for frame in frames] == pytest.approx([n / 10 for n in range(10)], abs=1e-3)
+    image = frames[0].image
+    assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
+    assert image.mean(axis=(0, 1)) == pytest.approx(RED, abs=12)
+
+
+def test_image_of_a_frame_outlives_later_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 0.4) + plain(BLUE, 0.4))
+    frames = list(AvSource(str(path)).frames())
+    assert frames[0].image[..., 0].mean() > 150
+    assert frames[-1].image[..., 2].mean() > 150
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.15, 0.9, 1.0, 2.5]
+    path = write_video(tmp_path / "a.mkv", plain(RED, 0.6, fps=10), times=times)
+    assert times_and_means(path)[0] == pytest.approx(times, abs=2e-3)
+
+
+def test_interlaced_h264_is_not_black(tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "a.mp4", plain(RED, 1), codec="libx264", options={"x264-params": "interlaced=1:tff=1"}
+    )
+    times, means = times_and_means(path)
+    assert len(times) == 25
+    assert min(means) > 60
+
+
+def test_rotation_in_the_metadata_is_applied(shared_data: Path) -> None:
+    shapes = {}
+    for turn in ("0", "90", "180", "270"):
+        (first, *_) = AvSource(str(shared_data / f"odd/Rotated/video_{turn}.mov")).frames()
+        shapes[turn] = first.image.shape
+    assert shapes["0"] == shapes["180"]
+    assert shapes["90"] == shapes["270"] == (shapes["0"][1], shapes["0"][0], 3)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(VideoError, match="none.mp4 does not exist"):
+        list(AvSource("none.mp4").frames())
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text\n" * 50, random.Random(1).randbytes(5000)])
+def test_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"cannot be read as a video|can be decoded|holds no"):
+        list(AvSource(str(path)).frames())
+
+
+def test_sound_without_pictures_is_refused(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8000))
+    with pytest.raises(VideoError, match="no video stream"):
+        list(AvSource(str(tmp_path / "a.wav")).frames())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_is_refused_at_once_instead_of_blocking(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match="not a regular file"):
+        list(AvSource(str(tmp_path / "pipe.mp4")).frames())
+
+
+def read_all(path: Path) -> tuple[int, str, dict[str, int]]:
+    """Frames that came, the error behind them, and what was dropped."""
+    source, count, message = AvSource(str(path)), 0, ""
+    try:
+        for frame in source.frames():
+            assert frame.image.ndim == 3
+            count += 1
+    except VideoError as error:
+        message = str(error)
+    return count, message, source.dropped
+
+
+def test_bit_flips_give_the_good_frames_then_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", plain(RED, 4))
+    data = bytearray(path.read_bytes())
+    flips = random.Random(3)
+    for _ in range(60):
+        data[flips.randrange(6000, len(data) - 2000)] ^= 1 << flips.randrange(8)
+    path.write_bytes(data)
+    count, message, dropped = read_all(path)
+    assert 0 < count < 100
+    assert "is damaged" in message
+    assert dropped["corrupt"] > 0
+
+
+def test_truncated_file_gives_the_frames_before_the_cut_then_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 4), options={"movflags": "faststart"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    count, message, _ = read_all(path)
+    assert count < 100
+    assert message
+
+
+def test_declared_frame_count_is_not_believed(shared_data: Path) -> None:
+    count, message, _ = read_all(shared_data / "streams/General/tree.avi")  # declares 444
+    assert (count, message) == (68, "")
+    count, message, _ = read_all(shared_data / "odd/Metadata/no_duration.webm")  # declares a huge negative number
+    assert (count, message) == (74, "")
+
+
+ODD = "empty.avi text_renamed.avi header_only_2k.avi truncated_40pct.avi bytes_flipped.avi zeroed_block.avi".split()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_derived_damage_is_reported(shared_data: Path, name: str) -> None:
+    count, message, dropped = read_all(shared_data / "odd/Derived" / name)
+    assert message
+    assert count == 0 or dropped["corrupt"] > 0
+
+
+def test_interlaced_recording_is_not_black(shared_data: Path) -> None:
+    times, means = times_and_means(shared_data / "odd/Derived/interlaced.mp4")
+    assert len(times) == 75
+    assert min(means) > 80
+
+
+def test_pixels_are_those_of_opencv(shared_data: Path) -> None:
+    import cv2
+
+    path = shared_data / "ucf101_avi/PushUps/v_PushUps_g01_c01.avi"
+    capture = cv2.VideoCapture(str(path))
+    for frame in list(AvSource(str(path)).frames())[:20]:
+        ok, image = capture.read()
+        assert ok
+        assert np.array_equal(frame.image, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

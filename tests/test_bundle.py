@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeclf.bundle import MANIFEST_NAME, Manifest, open_bundle
+from edgeclf.errors import BundleError
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def copy(colors: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(colors, tmp_path / "copy.edgeclf"))
+
+
+def edit(bundle: Path, change: Edit) -> None:
+    data = json.loads((bundle / MANIFEST_NAME).read_text())
+    change(data)
+    (bundle / MANIFEST_NAME).write_text(json.dumps(data))
+
+
+def test_bundle_opens_by_path_and_by_path_and_classifier(colors: Path) -> None:
+    assert open_bundle(colors).classifier.labels == ("red", "green", "blue")
+    assert open_bundle(f"{colors}#colors").classifier.name == "colors"
+
+
+def test_manifest_survives_its_file(colors: Path) -> None:
+    manifest = open_bundle(colors).manifest
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+
+
+def test_missing_bundle_names_what_there_is() -> None:
+    with pytest.raises(BundleError, match="there is no bundle 'nothing'; packaged:"):
+        open_bundle("nothing")
+
+
+def test_unknown_classifier_lists_the_known(colors: Path) -> None:
+    with pytest.raises(BundleError, match=r"no classifier 'shapes'; choose one .*: colors"):
+        open_bundle(f"{colors}#shapes")
+
+
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no readable manifest"):
+        open_bundle(tmp_path)
+
+
+def test_altered_file_is_refused(copy: Path) -> None:
+    with (copy / "extractor.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match=r"extractor.onnx was altered"):
+        open_bundle(copy)
+
+
+def test_file_that_leads_out_of_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
+    shutil.move(copy / "extractor.onnx", tmp_path / "outside.onnx")
+    (copy / "extractor.onnx").symlink_to(tmp_path / "outside.onnx")
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        open_bundle(copy)
+
+
+BROKEN: list[tuple[Edit, str]] = [
+    (lambda m: m.update(schema_version=2), "schema_version is 2"),
+    (lambda m: m.pop("extractor"), "lacks 'extractor'"),
+    (lambda m: m.update(classifiers=[]), "no classifier"),
+    (lambda m: m["files"].update({"../evil": "0"}), "leads out of the bundle"),
+    (lambda m: m["files"].pop("extractor.onnx"), "not among its files"),
+    (lambda m: m["extractor"]["preprocess"].update(size=[32, 32]), "its preprocessing gives"),
+    (lambda m: m["classifiers"][0].update(labels=["a", "b"]), "its labels ask for"),
+    (lambda m: m["classifiers"][0].update(labels=["a", "a", "b"]), "one label twice"),
+    (lambda m: m["classifiers"][0]["clip"].update(length=9), "must be float32"),
+    (lambda m: m["classifiers"][0]["clip"].update(padding="repeat_last"), "has 2 inputs"),
+    (lambda m: m["classifiers"][0]["inputs"][0].update(shape=[None, 8, 4]), "takes 4 values a frame"),
+    (lambda m: m["classifiers"][0].update(aggregate="median"), "unknown aggregate"),
+    (lambda m: m["extractor"].update(precisions={}), "no fp32 graph"),
+    (lambda m: m.update(files=[]), "is not valid"),
+    (lambda m: m.update(classifiers="x"), "is not valid"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_manifest_that_contradicts_itself_is_refused(copy: Path, change: Edit, message: str) -> None:
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"schema_version": 1}'])
+def test_manifest_that_is_no_manifest_is_refused(copy: Path, text: str) -> None:
+    (copy / MANIFEST_NAME).write_text(text)
+    with pytest.raises(BundleError):
+        open_bundle(copy)
+
+
+def test_precision_that_is_not_there_is_refused(colors: Path) -> None:
+    bundle = open_bundle(colors)
+    with pytest.raises(BundleError, match="holds no int8 graph; it holds fp32"):
+        bundle.graph(bundle.extractor, "int8")
