@@ -100,8 +100,8 @@ class Manifest:
         _require(len(set(names)) == len(names), f"two classifiers have one name: {names}")
         for name in self.files:
             _require(Path(name).name == name and name not in (".", ".."), f"file name {name!r} leads out of the bundle")
-        for entry in (self.extractor, *self.classifiers):
-            for file in entry.precisions.values():
+        for precisions in (self.extractor.precisions, *(entry.precisions for entry in self.classifiers)):
+            for file in precisions.values():
                 _require(file in self.files, f"graph {file!r} is not among its files")
         for entry in self.classifiers:
             _check_feature_sizes(self.extractor, entry)
@@ -186,7 +186,7 @@ def open_bundle(name: str | Path) -> ModelBundle:
 
 def packaged_classifiers() -> dict[str, Path]:
     """Names of the classifiers that ship inside the package, with the folder of their bundle."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(PACKAGED.glob("*.edgeclf")):
         found |= {entry.name: path for entry in _read_manifest(path).classifiers}
     return found
@@ -215,7 +215,9 @@ def _resolve(name: str) -> tuple[Path, str | None]:
     path, wanted = (Path(head), classifier) if mark and not Path(name).exists() else (Path(name), None)
     if not path.is_dir():
         known = ", ".join(packaged) or "none"
-        raise BundleError(f"there is no bundle {name!r}", hint=f"packaged: {known}; or give the path of a bundle folder")
+        raise BundleError(
+            f"there is no bundle {name!r}", hint=f"packaged: {known}; or give the path of a bundle folder"
+        )
     return path, wanted
 
 
@@ -226,7 +228,9 @@ def _read_manifest(path: Path) -> Manifest:
             raise BundleError(f"{file} is larger than {_MAX_MANIFEST_BYTES >> 20} MB", hint=_EXPORT_AGAIN)
         return Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
-        raise BundleError(f"{path} has no readable {MANIFEST_NAME}", hint="name the folder that export wrote") from error
+        raise BundleError(
+            f"{path} has no readable {MANIFEST_NAME}", hint="name the folder that export wrote"
+        ) from error
     except KeyError as error:
         raise BundleError(f"{file} lacks {error}", hint=_EXPORT_AGAIN) from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -15,6 +15,7 @@ from edgeclf.errors import EdgeclfError, ExportError, ParityError
 
 _COMMANDS = {
     "infer": ("edgeclf.runtime.command:infer", "Classify video files, or play the demo."),
+    "export": ("edgeclf.export.command:export", "Convert a trained model into a bundle that agrees with it."),
 }
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -22,16 +23,16 @@ _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 class _LazyGroup(click.Group):
     """Lists commands without importing them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[name][0].partition(":")
         return cast(click.Command, getattr(import_module(module), attribute))
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
@@ -41,7 +42,9 @@ class _LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Show the library's log on stderr.")
 def cli(verbose: bool) -> None:
     """Edge inference engine for video classification: from labelled clips to labels on a running video."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 def main() -> None:

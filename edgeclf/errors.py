@@ -1,13 +1,13 @@
 """The exceptions that edgeclf raises on purpose.
 
-    EdgeclfError
-    ├── BundleError         a model bundle is missing, broken or does not fit
-    ├── VideoError          a source cannot be opened, or its video cannot be decoded
-    ├── SessionError        a backend, device or precision cannot be used
-    ├── DataError           a training or evaluation set cannot be used
-    ├── ExportError         a model cannot be converted
-    ├── ParityError         a converted model does not agree with its original
-    └── MissingExtraError   an optional dependency is not installed
+EdgeclfError
+├── BundleError         a model bundle is missing, broken or does not fit
+├── VideoError          a source cannot be opened, or its video cannot be decoded
+├── SessionError        a backend, device or precision cannot be used
+├── DataError           a training or evaluation set cannot be used
+├── ExportError         a model cannot be converted
+├── ParityError         a converted model does not agree with its original
+└── MissingExtraError   an optional dependency is not installed
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from edgeclf.video import RgbImage
 def ramp(height: int, width: int) -> RgbImage:
     """A picture in which every pixel and channel differs from its neighbours."""
     y, x, c = np.mgrid[0:height, 0:width, 0:3]
-    return ((x * 5 + y * 3 + c * 60) % 256).astype(np.uint8)
+    pixels: RgbImage = ((x * 5 + y * 3 + c * 60) % 256).astype(np.uint8)
+    return pixels
 
 
 def test_center_square_is_the_tutorials_crop_and_resize() -> None:

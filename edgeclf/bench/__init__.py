@@ -1,0 +1,1 @@
+"""Latency and throughput of the loop, beside the loops that it replaces."""

@@ -19,12 +19,18 @@ _DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("-s", "--source", "more_sources", multiple=True, metavar="SOURCE", help="A source; may be repeated.")
 @click.option("-b", "--bundle", metavar="NAME|PATH", help="A packaged classifier, or the folder of a bundle.")
-@click.option("--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="Where the extractor runs.")
+@click.option(
+    "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="Where the extractor runs."
+)
 @click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
-@click.option("--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
+)
 @click.option("--conf", type=click.FloatRange(0, 1), default=0.0, help="Below this score the label is 'unknown'.")
 @click.option("--top-k", type=click.IntRange(1), help="How many labels to give with their scores.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output on stdout.")
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output on stdout."
+)
 def infer(
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
@@ -36,7 +42,7 @@ def infer(
     top_k: int | None,
     form: str,
 ) -> None:
-    """Classify SOURCES: video files, folders of them, or quoted globs.
+    r"""Classify SOURCES: video files, folders of them, or quoted globs.
 
     A video longer than one clip gives a timeline. What runs, and errors, stand on stderr; exit code 1 says that
     a source failed, after all others were done.

@@ -58,7 +58,14 @@ _Lane = deque[_Ready[T]]  # what one thread has read and nobody has taken yet
 
 class _Merged(Generic[T]):
     def __init__(
-        self, sources: Iterable[Generator[T, None, None]], meter: Meter, *, batch_size: int, max_wait: float, depth: int, at_once: int
+        self,
+        sources: Iterable[Generator[T, None, None]],
+        meter: Meter,
+        *,
+        batch_size: int,
+        max_wait: float,
+        depth: int,
+        at_once: int,
     ) -> None:
         self._sources = iter(sources)
         self._next_source = threading.Lock()

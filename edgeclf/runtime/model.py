@@ -56,14 +56,14 @@ def open_model(bundle: ModelBundle, device: Device = "auto", *, precision: str =
 
     threads: inside one run of the extractor. Raises BundleError where a graph is not what the manifest says.
     """
-    extractor = open_session(
-        bundle.graph(bundle.extractor, precision), device, precision=precision, threads=threads
-    )
+    extractor = open_session(bundle.graph(bundle.extractor, precision), device, precision=precision, threads=threads)
     classifier = open_session(bundle.graph(bundle.classifier), "cpu")
     _check_tensors("extractor", bundle.extractor, extractor)
     _check_tensors("classifier", bundle.classifier, classifier)
     entry = bundle.classifier
-    return Model(entry.name, entry.labels, bundle.extractor.preprocess, entry.clip, entry.aggregate, extractor, classifier)
+    return Model(
+        entry.name, entry.labels, bundle.extractor.preprocess, entry.clip, entry.aggregate, extractor, classifier
+    )
 
 
 def _first_output(session: Session, feeds: dict[str, NDArray[Any]]) -> Floats:

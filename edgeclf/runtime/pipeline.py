@@ -96,8 +96,7 @@ def run_loop(
 
 
 def _decoded(index: int, source: Source, model: Model) -> Generator[SampledFrame | Ended, None, None]:
-    given = isinstance(source, (str, Path))
-    name = redacted(str(source)) if given else source.name
+    name = redacted(str(source)) if isinstance(source, (str, Path)) else source.name
     return decode(SourceId(index, name), partial(_opened, source), model.preprocess, model.clip)
 
 

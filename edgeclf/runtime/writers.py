@@ -67,7 +67,9 @@ class CsvWriter:
         if not isinstance(record, Prediction):
             return
         times = [f"{record.start_seconds:.3f}", f"{record.end_seconds:.3f}"]
-        further = [cell for label, score in record.ranked()[1 : len(self._further) + 1] for cell in (label, f"{score:.6f}")]
+        further = [
+            cell for label, score in record.ranked()[1 : len(self._further) + 1] for cell in (label, f"{score:.6f}")
+        ]
         self._rows.writerow(
             [record.source, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
         )

@@ -89,7 +89,7 @@ def test_frames_from_memory_are_a_source(colors: Path) -> None:
 
 def test_bad_source_harms_no_other(colors: Path, videos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
-    sources = ["none.mp4", videos[0], tmp_path / "text.mp4", videos[1], "gopher://x"]
+    sources: list[Source] = ["none.mp4", videos[0], tmp_path / "text.mp4", videos[1], "gopher://x"]
     with open_classifier(colors, device="cpu") as classifier:
         records = by_source(list(run_loop(sources, classifier.model, classifier.options)))
     assert isinstance(records["none.mp4"][-1], SourceEnd)
@@ -127,7 +127,11 @@ class BrokenExtractor:
     def __init__(self, good: Model, runs: int) -> None:
         self._session = good.extractor
         self._left = runs
-        self.inputs, self.outputs, self.placement = good.extractor.inputs, good.extractor.outputs, good.extractor.placement
+        self.inputs, self.outputs, self.placement = (
+            good.extractor.inputs,
+            good.extractor.outputs,
+            good.extractor.placement,
+        )
 
     def run(self, feeds: object) -> object:
         self._left -= 1

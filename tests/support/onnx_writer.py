@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -14,7 +15,9 @@ from edgeclf.video import Frame, RgbImage
 RED, GREEN, BLUE = (220, 20, 20), (20, 220, 20), (20, 20, 220)
 
 
-def plain(color: tuple[int, int, int], seconds: float, *, fps: float = 25.0, size: tuple[int, int] = (48, 64)) -> list[RgbImage]:
+def plain(
+    color: tuple[int, int, int], seconds: float, *, fps: float = 25.0, size: tuple[int, int] = (48, 64)
+) -> list[RgbImage]:
     """Pictures of one colour with a little noise, uint8 (H, W, 3) RGB."""
     noise = np.random.default_rng(sum(color))
     count = round(seconds * fps)
@@ -49,6 +52,10 @@ def write_video(
     return path
 
 
+def _same(image: RgbImage) -> RgbImage:
+    return image
+
+
 class ListSource:
     """A source of given pictures at given times, which may fail at its end."""
 
@@ -63,7 +70,7 @@ class ListSource:
 
     def frames(self) -> Iterator[Frame]:
         for seconds, image in self._frames:
-            yield Frame(seconds, lambda image=image: image)
+            yield Frame(seconds, partial(_same, image))
         if self._error:
             raise self._error
 

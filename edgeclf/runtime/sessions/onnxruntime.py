@@ -38,7 +38,7 @@ class OnnxRuntimeSession:
         provider = _PROVIDERS[device]
         try:
             self._session = ort.InferenceSession(str(graph), _options(ort, threads), providers=[provider])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime has no common base class
+        except Exception as error:
             raise SessionError(f"{graph.name} does not load: {_first_line(error)}", hint="export it again") from error
         used = self._session.get_providers()
         if used[0] != provider:
@@ -48,7 +48,9 @@ class OnnxRuntimeSession:
             )
         self.inputs = tuple(_tensor_spec(graph, node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor_spec(graph, node) for node in self._session.get_outputs())
-        self.placement = Placement("onnxruntime", provider.removesuffix("ExecutionProvider"), device, precision, threads)
+        self.placement = Placement(
+            "onnxruntime", provider.removesuffix("ExecutionProvider"), device, precision, threads
+        )
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         names = [spec.name for spec in self.outputs]
@@ -105,7 +107,9 @@ def _installed(package: str) -> bool:
 def _tensor_spec(graph: Path, node: Any) -> TensorSpec:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
-        raise SessionError(f"{graph.name}: {node.name!r} is {node.type}, which is not supported", hint="export it again")
+        raise SessionError(
+            f"{graph.name}: {node.name!r} is {node.type}, which is not supported", hint="export it again"
+        )
     return TensorSpec(node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape))
 
 

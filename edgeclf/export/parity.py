@@ -1,0 +1,164 @@
+"""The gate of export: a bundle must give Keras' answers, graph by graph and from picture to label.
+
+What is compared is the written bundle as the runtime opens it, with everything in its manifest, against the
+model directory run by Keras. A swapped colour channel, gate, resize or label therefore shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclf.bundle import ModelBundle
+from edgeclf.errors import ParityError
+from edgeclf.model_directory import ParityFrames, open_keras_model, read_parity
+from edgeclf.runtime.model import Floats, Model, open_model
+from edgeclf.runtime.pipeline import LoopOptions, run_loop
+from edgeclf.runtime.records import Prediction, SourceEnd
+from edgeclf.theatre import ACTIONS
+
+SCORE_TOLERANCE = 1e-4
+FEATURE_TOLERANCE = 1e-3  # of the largest feature
+CLEAR_MARGIN = 1e-3  # between the first two scores; closer ones may change places
+
+RENDERED_SCENES = tuple(f"synthetic://{action}?seed=7&look=unseen" for action in ACTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison: how many rows, how far apart at most, and how many clear winners changed."""
+
+    name: str
+    rows: int
+    max_difference: float
+    tolerance: float
+    changed_labels: int
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance (a NaN is not), and no label changed."""
+        return self.rows > 0 and self.max_difference <= self.tolerance and self.changed_labels == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "max_difference": float(f"{self.max_difference:.3g}"),
+            "tolerance": float(f"{self.tolerance:.3g}"),
+            "changed_labels": self.changed_labels,
+            "passed": self.passed,
+        }
+
+    def __str__(self) -> str:
+        verdict = "agrees" if self.passed else "DIFFERS"
+        return (
+            f"{self.name:<28} {verdict}: {self.rows} rows, largest difference {self.max_difference:.2e} "
+            f"(allowed {self.tolerance:.0e}), {self.changed_labels} labels changed"
+        )
+
+
+def check_parity(bundle: ModelBundle, model_path: Path, clips: Sequence[str] = ()) -> list[Check]:
+    """Compare a bundle with the model directory it was made from.
+
+    Real frames of the model directory go through the extractor, the classifier at every clip length from 0 to T, and
+    both together; rendered scenes, and the videos `clips`, go from the picture to the label.
+    """
+    converted, original = open_model(bundle, "cpu"), open_keras_model(model_path)
+    parity = read_parity(model_path)
+    checks = [
+        _check_extractor(converted, original, parity),
+        *_check_classifier(converted, original, parity),
+        _check_chain(converted, parity),
+        _check_sources("rendered scenes", converted, original, RENDERED_SCENES),
+    ]
+    if clips:
+        checks.append(_check_sources("decoded clips", converted, original, clips))
+    return checks
+
+
+def require_parity(checks: Iterable[Check]) -> None:
+    """Raise ParityError that names every check that failed."""
+    if failed := [str(check) for check in checks if not check.passed]:
+        raise ParityError("the bundle does not agree with Keras:\n  " + "\n  ".join(failed), hint="nothing was written")
+
+
+def _check_extractor(converted: Model, original: Model, parity: ParityFrames) -> Check:
+    frames = np.concatenate([clip[:length] for clip, length in zip(parity.frames, parity.lengths, strict=True)])
+    expected, found = original.extract(frames), converted.extract(frames)
+    tolerance = FEATURE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    return Check("extractor", len(frames), _largest_difference(found, expected), tolerance, 0)
+
+
+def _check_classifier(converted: Model, original: Model, parity: ParityFrames) -> list[Check]:
+    """Every clip of the parity frames, cut to every length. What stands behind the length must not matter."""
+    count, length = parity.features.shape[:2]
+    cuts = np.tile(np.arange(length + 1, dtype=np.int32), count)
+    features = np.repeat(parity.features, length + 1, axis=0)
+    beyond = np.arange(length) >= cuts[:, None]
+    zeroed: Floats = np.where(beyond[..., None], np.float32(0), features)
+    expected = original.classify(zeroed, cuts)
+    return [
+        _scores_check("classifier, lengths 0 to T", converted.classify(zeroed, cuts), expected),
+        _scores_check("classifier, noise as padding", converted.classify(features, cuts), expected),
+    ]
+
+
+def _check_chain(converted: Model, parity: ParityFrames) -> Check:
+    """Frames to scores, against the answers that Keras gave when the model was trained."""
+    features = np.zeros_like(parity.features)
+    for row, frames, length in zip(features, parity.frames, parity.lengths, strict=True):
+        row[:length] = converted.extract(frames[:length])
+    return _scores_check("frames to scores", converted.classify(features, parity.lengths), parity.scores)
+
+
+def _check_sources(name: str, converted: Model, original: Model, sources: Sequence[str]) -> Check:
+    """Pictures to labels: both models run the whole loop, each with its own preprocessing, clips and labels."""
+    found, expected = _predictions(converted, sources), _predictions(original, sources)
+    if [_place(prediction) for prediction in found] != [_place(prediction) for prediction in expected]:
+        return Check(f"{name} (other clips)", len(expected), float("inf"), SCORE_TOLERANCE, 0)
+    difference = max(
+        (_largest_difference(np.array(a.scores), np.array(b.scores)) for a, b in zip(found, expected, strict=True)),
+        default=0.0,
+    )
+    changed = sum(
+        a.label != b.label and _margin(np.array([b.scores]))[0] > CLEAR_MARGIN
+        for a, b in zip(found, expected, strict=True)
+    )
+    return Check(name, len(expected), difference, SCORE_TOLERANCE, changed)
+
+
+def _predictions(model: Model, sources: Sequence[str]) -> list[Prediction]:
+    options = LoopOptions(depth=0, workers=0, batch_size=8)
+    predictions = []
+    for record in run_loop(sources, model, options):
+        if isinstance(record, SourceEnd) and record.error:
+            raise record.error
+        if isinstance(record, Prediction):
+            predictions.append(record)
+    return predictions
+
+
+def _place(prediction: Prediction) -> tuple[str, float, float]:
+    return prediction.source, prediction.start_seconds, prediction.end_seconds
+
+
+def _scores_check(name: str, found: Floats, expected: Floats) -> Check:
+    clear = _margin(expected) > CLEAR_MARGIN
+    changed = int(((found.argmax(axis=1) != expected.argmax(axis=1)) & clear).sum())
+    return Check(name, len(expected), _largest_difference(found, expected), SCORE_TOLERANCE, changed)
+
+
+def _margin(scores: NDArray[Any]) -> NDArray[Any]:
+    ranked = np.sort(scores, axis=1)
+    margin: NDArray[Any] = ranked[:, -1] - ranked[:, -2]
+    return margin
+
+
+def _largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")

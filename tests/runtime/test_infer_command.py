@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.videos import BLUE, RED, plain, write_video
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def edgeclf(*arguments: str | Path, timeout: float = 60) -> Completed:
+    command = [sys.executable, "-m", "edgeclf", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", plain(RED, 2) + plain(BLUE, 3))
+
+
+def test_table_on_stdout_and_what_runs_on_stderr(colors: Path, video: Path) -> None:
+    done = edgeclf("infer", video, "-b", colors)
+    assert done.returncode == 0
+    assert "whole file" in done.stdout
+    assert "colors: extractor on onnxruntime CPU fp32" in done.stderr
+
+
+def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    done = edgeclf("infer", "none.mp4", tmp_path / "text.mp4", "-s", video, "-b", colors, "--format", "jsonl")
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    errors = [line for line in lines if line["type"] == "error"]
+    assert {line["source"] for line in errors} == {"none.mp4", str(tmp_path / "text.mp4")}
+    assert [line["label"] for line in lines if line["type"] == "result"] == ["blue"]
+    assert len([line for line in lines if line["type"] == "end"]) == 3
+    assert "VideoError: none.mp4 does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{video}"], "say which model to use with --bundle"),
+        (["-b", "{colors}"], "name at least one SOURCE"),
+        (["{video}", "-b", "nothing"], "BundleError: there is no bundle 'nothing'"),
+        (["{video}", "-b", "{colors}", "--device", "abacus"], "'abacus' is not one of"),
+        (["{video}", "-b", "{colors}", "--precision", "int8"], "holds no int8 graph"),
+        (["*.nothing", "-b", "{colors}"], "no video in *.nothing"),
+        (["{video}", "{video}", "-b", "{colors}", "--format", "vtt"], "vtt describes one source"),
+    ],
+)
+def test_wrong_usage_is_exit_2_with_one_clear_line(
+    colors: Path, video: Path, arguments: list[str], message: str
+) -> None:
+    done = edgeclf("infer", *(text.format(video=video, colors=colors) for text in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_reader_that_goes_away_is_no_traceback(colors: Path, video: Path) -> None:
+    command = [sys.executable, "-m", "edgeclf", "infer", *[str(video)] * 40, "-b", str(colors), "--format", "jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait(30) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+def test_interrupt_keeps_what_was_written_and_exits_130(colors: Path, video: Path) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "edgeclf", "infer", *[str(video)] * 2000, "-b", str(colors), "--format", "jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert all(json.loads(line) for line in (first + rest).splitlines())
+
+
+@pytest.mark.shared
+def test_every_odd_file_is_answered(shared_data: Path, colors: Path) -> None:
+    done = edgeclf("infer", shared_data / "odd", "-b", colors, "--format", "jsonl")
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    ended = {line["source"] for line in lines if line["type"] == "end"}
+    results = {line["source"] for line in lines if line["type"] == "result"}
+    errors = {line["source"] for line in lines if line["type"] == "error"}
+    assert len(ended) == 36
+    assert results | errors == ended
+    for line in lines:
+        if line["type"] == "end":
+            assert line["received"] == line["processed"] + line["skipped"] + sum(line["dropped"].values())
