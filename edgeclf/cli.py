@@ -15,6 +15,9 @@ from edgeclf.errors import EdgeclfError, ExportError, ParityError
 
 _COMMANDS = {
     "infer": ("edgeclf.runtime.command:infer", "Classify video files, or play the demo."),
+    "train": ("edgeclf.train.command:train", "Train a model from labelled clips."),
+    "evaluate": ("edgeclf.train.command:evaluate", "Measure a model on labelled clips."),
+    "bench": ("edgeclf.bench.command:bench", "Measure throughput and latency beside the loops it replaces."),
     "export": ("edgeclf.export.command:export", "Convert a trained model into a bundle that agrees with it."),
 }
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130

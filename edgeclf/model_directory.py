@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,13 @@ class ParityFrames:
     features: Floats  # (M, T, F); zero behind each clip's length
     scores: Floats  # (M, C)
 
+    def __post_init__(self) -> None:
+        count, length = self.frames.shape[:2]
+        if count == 0 or [len(array) for array in (self.lengths, self.features, self.scores)] != [count] * 3:
+            raise ValueError("it does not hold one length, features and scores for each clip")
+        if self.features.shape[1] != length or not all(1 <= n <= length for n in self.lengths):
+            raise ValueError(f"its lengths or features do not fit clips of {length} frames")
+
 
 def write_description(path: Path, description: ModelDescription) -> None:
     """Write `model.json` into the model directory `path`."""
@@ -113,7 +122,7 @@ def read_description(path: Path) -> ModelDescription:
         return ModelDescription.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise BundleError(f"{path} is no model directory: it has no {DESCRIPTION_NAME}", hint=_TRAIN_AGAIN) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file} is not valid: {error!r}", hint=_TRAIN_AGAIN) from error
 
 
@@ -122,7 +131,7 @@ def read_parity(path: Path) -> ParityFrames:
     try:
         with np.load(path / PARITY_NAME, allow_pickle=False) as arrays:
             return ParityFrames(**{name: arrays[name] for name in ("frames", "lengths", "features", "scores")})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path / PARITY_NAME} cannot be read: {error}", hint=_TRAIN_AGAIN) from error
 
 
@@ -133,7 +142,7 @@ def load_keras(path: Path) -> tuple[Any, Any]:
     for name in (EXTRACTOR_NAME, CLASSIFIER_NAME):
         try:
             loaded.append(keras.models.load_model(path / name, compile=False, safe_mode=True))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{path / name} cannot be loaded: {error}", hint=_TRAIN_AGAIN) from error
     return loaded[0], loaded[1]
 
@@ -166,7 +175,9 @@ class KerasSession:
         self.outputs = (output,)
         self.placement = Placement("keras", f"keras {keras.__version__}", "cpu", "fp32", available_cores())
         signature = [tf.TensorSpec(spec.shape, spec.dtype) for spec in inputs]
-        self._call: Callable[..., Any] | None = tf.function(_caller(model, inputs), input_signature=signature)
+        self._call: Callable[..., Any] | None = tf.function(
+            _caller(model, inputs), input_signature=signature, autograph=False
+        )
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         if self._call is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -63,8 +62,7 @@ def export_bundle(
             say(str(check))
         require_parity(checks)
         _finish(path, manifest, read_description(model_path), checks)
-        shutil.rmtree(target, ignore_errors=True)
-        path.rename(target)
+        _put_in_place(path, target)
     return open_bundle(target)
 
 
@@ -142,6 +140,19 @@ def _finish(path: Path, manifest: Manifest, description: ModelDescription, check
     written["files"][CARD_NAME] = sha256_of(path / CARD_NAME)
     written["parity"] = {"fp32": [check.to_dict() for check in checks]}
     write_manifest(path, Manifest.from_dict(json.loads(json.dumps(written))))
+
+
+def _put_in_place(path: Path, target: Path) -> None:
+    """Rename the finished bundle; an older one is moved aside first, and back if that fails."""
+    older = path.with_name("older")
+    if target.exists():
+        target.rename(older)
+    try:
+        path.rename(target)
+    except OSError:
+        if older.exists():
+            older.rename(target)
+        raise
 
 
 def _check_target(target: Path) -> None:

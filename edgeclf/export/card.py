@@ -22,7 +22,8 @@ def model_card(manifest: Manifest, description: ModelDescription, checks: Iterab
         str(provenance.pop("summary", f"A video classifier trained by the recipe `{description.recipe}`.")),
         "",
         f"- labels: {', '.join(description.labels)}",
-        f"- clip: {clip.length} frames at {clip.rate:g} a second ({clip.seconds:g} s), a new clip every {clip.hop_seconds:g} s",
+        f"- clip: {clip.length} frames at {clip.rate:g} a second ({clip.seconds:g} s), "
+        f"a new clip every {clip.hop_seconds:g} s",
         f"- input: {preprocess.size[0]}x{preprocess.size[1]} {preprocess.color}, crop `{preprocess.crop}`, "
         f"resize `{preprocess.interpolation}`",
         "",
@@ -48,7 +49,7 @@ def model_card(manifest: Manifest, description: ModelDescription, checks: Iterab
 
 def _listed(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     for key, value in values.items():
-        name = key.replace("_", " ")
+        name = key.replace("_", " ") if not indent else key  # further in, keys may be labels
         if isinstance(value, Mapping):
             yield f"{indent}- {name}:"
             yield from _listed(value, indent + "  ")

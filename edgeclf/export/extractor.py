@@ -19,7 +19,7 @@ def onnx_from_keras_extractor(model: Any) -> Any:
     """The ONNX model of a Keras extractor, frames uint8 (N, H, W, 3) to features float32 (N, F).
 
     The same weights give the same bytes: names are made canonical, since tf2onnx numbers them per process.
-    Raises ExportError where the graph needs control flow or an input beside the frames.
+    Raises ExportError where the graph needs control flow, or other tensors than frames and features.
     """
     tf2onnx = _import_tf2onnx()
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
@@ -28,8 +28,8 @@ def onnx_from_keras_extractor(model: Any) -> Any:
         converted, _ = tf2onnx.convert.from_keras(model, opset=OPSET)
     graph = converted.graph
     if [node.name for node in graph.input] != [model.inputs[0].name] or len(graph.output) != 1:
-        inputs = ", ".join(node.name for node in graph.input)
-        raise ExportError(f"the extractor's graph has the inputs {inputs}", hint="it must take frames alone")
+        tensors = ", ".join(node.name for node in [*graph.input, *graph.output])
+        raise ExportError(f"the extractor takes and gives {tensors}", hint="it must take frames and give features")
     if control := sorted({node.op_type for node in graph.node} & _CONTROL_FLOW):
         raise ExportError(f"the extractor's graph holds {', '.join(control)}", hint="use layers without control flow")
     return _canonical(converted)
@@ -43,8 +43,8 @@ def _canonical(model: Any) -> Any:
     names = {"": "", graph.input[0].name: FRAMES, graph.output[0].name: FEATURES}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for number, node in enumerate(graph.node):
-        for output in node.output:
-            names.setdefault(output, f"{node.op_type.lower()}_{number}")
+        for place, output in enumerate(node.output):
+            names.setdefault(output, f"{node.op_type.lower()}_{number}" + (f"_{place}" if place else ""))
         for name in node.input:
             if name in constants:
                 names.setdefault(name, f"constant_{len(names)}")

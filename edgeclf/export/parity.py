@@ -120,14 +120,13 @@ def _check_chain(converted: Model, parity: ParityFrames) -> Check:
 def _check_sources(name: str, converted: Model, original: Model, sources: Sequence[str]) -> Check:
     """Pictures to labels: both models run the whole loop, each with its own preprocessing, clips and labels."""
     found, expected = _predictions(converted, sources), _predictions(original, sources)
+    if sorted(converted.labels) != sorted(original.labels):
+        return Check(f"{name} (other labels)", len(expected), float("inf"), SCORE_TOLERANCE, 0)
     if [_place(prediction) for prediction in found] != [_place(prediction) for prediction in expected]:
         return Check(f"{name} (other clips)", len(expected), float("inf"), SCORE_TOLERANCE, 0)
-    difference = max(
-        (_largest_difference(np.array(a.scores), np.array(b.scores)) for a, b in zip(found, expected, strict=True)),
-        default=0.0,
-    )
+    difference = _largest_difference(_scores_by_label(converted, found), _scores_by_label(original, expected))
     changed = sum(
-        a.label != b.label and _margin(np.array([b.scores]))[0] > CLEAR_MARGIN
+        a.label != b.label and bool(_margin(np.array([b.scores]))[0] > CLEAR_MARGIN)
         for a, b in zip(found, expected, strict=True)
     )
     return Check(name, len(expected), difference, SCORE_TOLERANCE, changed)
@@ -142,6 +141,13 @@ def _predictions(model: Model, sources: Sequence[str]) -> list[Prediction]:
         if isinstance(record, Prediction):
             predictions.append(record)
     return predictions
+
+
+def _scores_by_label(model: Model, predictions: list[Prediction]) -> NDArray[Any]:
+    """(N, C), the columns in alphabetical order of the labels: a label that never wins must have its own score too."""
+    scores = np.array([prediction.scores for prediction in predictions]).reshape(-1, len(model.labels))
+    ordered: NDArray[Any] = scores[:, np.argsort(model.labels)]
+    return ordered
 
 
 def _place(prediction: Prediction) -> tuple[str, float, float]:
@@ -161,4 +167,4 @@ def _margin(scores: NDArray[Any]) -> NDArray[Any]:
 
 
 def _largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    return float(np.abs(found - expected).max(initial=0)) if found.shape == expected.shape else float("inf")

@@ -85,14 +85,19 @@ class _Graph:
 
 
 def _layers_in_order(model: Any) -> list[Any]:
-    """The layers between inputs and scores; each must take what the one before it gives."""
-    layers = [layer for layer in model.layers if type(layer).__name__ not in ("InputLayer", "Dropout")]
+    """The layers between inputs and scores, a GRU first; each must take what the one before it gives."""
+    if len(model.outputs) != 1:
+        raise ExportError(f"the classifier has {len(model.outputs)} outputs", hint="it must give scores alone")
+    # `operations` also names what keras.ops does, which `layers` leaves out.
+    layers = [layer for layer in model.operations if type(layer).__name__ not in ("InputLayer", "Dropout")]
     for layer in layers:
         if type(layer).__name__ not in _CONVERTERS:
             known = ", ".join([*_CONVERTERS, "Dropout"])
             raise ExportError(f"layer {layer.name!r} is a {type(layer).__name__}", hint=f"the exporter knows {known}")
         if len(layer._inbound_nodes) != 1:
             raise ExportError(f"layer {layer.name!r} is used more than once", hint="use a plain stack of layers")
+    if not layers or type(layers[0]).__name__ != "GRU":
+        raise ExportError("the classifier's first layer is no GRU", hint="use a plain stack of layers")
     return layers
 
 
@@ -128,6 +133,7 @@ def _gru(layer: Any, graph: _Graph, tensor: str) -> str:
 
 
 def _dense(layer: Any, graph: _Graph, tensor: str) -> str:
+    _require(layer, layer.use_bias, "use_bias=True")
     kernel, bias = (np.asarray(weight, np.float32) for weight in layer.get_weights())
     product = graph.node("Gemm", [tensor, graph.constant(kernel), graph.constant(bias)])
     activation = _activation(layer.activation)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
@@ -45,10 +46,11 @@ def infer(
     r"""Classify SOURCES: video files, folders of them, or quoted globs.
 
     A video longer than one clip gives a timeline. What runs, and errors, stand on stderr; exit code 1 says that
-    a source failed, after all others were done.
+    a source failed, after all others were done. Without any source or option a demo is played.
 
     \b
     Examples:
+      edgeclf infer
       edgeclf infer holiday.mp4 -b ucf101_8
       edgeclf infer "recordings/*.mkv" -b my_model.edgeclf --format jsonl > labels.jsonl
     """
@@ -57,6 +59,9 @@ def infer(
     from edgeclf.runtime.writers import WRITERS
     from edgeclf.video import expand_sources
 
+    if not _anything_given():
+        _play_demo()
+        return
     names = expand_sources((*sources, *more_sources))
     _check_usage(names, bundle, form)
     failed = False
@@ -71,6 +76,23 @@ def infer(
                 click.echo(f"{record.error.kind}: {record.error}", err=True)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def _anything_given() -> bool:
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in context.params)
+
+
+def _play_demo() -> None:
+    from edgeclf.runtime.demo import BUNDLE, run_demo
+    from edgeclf.runtime.pipeline import open_classifier
+
+    click.echo(
+        "no SOURCE was named: a rendered scene of several actions is played through the packaged model", err=True
+    )
+    with open_classifier(BUNDLE) as classifier:
+        click.echo(_banner(classifier, classifier.options.workers), err=True)
+        run_demo(classifier, sys.stdout)
 
 
 def _check_usage(names: list[str], bundle: str | None, form: str) -> None:

@@ -75,6 +75,7 @@ def open_session(
     """A session for the ONNX file `graph`.
 
     device: "auto" takes CUDA where it works and the CPU elsewhere; a device that is named and does not work
-    raises SessionError with the reason. precision: what the file holds, for the record. threads: inside one run.
+    raises SessionError with the reason. precision: what the file holds, for the record. threads: inside one
+    run; 0 leaves the library as it comes.
     """
     return BACKENDS.load(backend)(graph, device=device, precision=precision, threads=threads)

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.errors import BundleError, EdgeclfError, MissingExtraError
-from edgeclf.registry import Registry
+from edgeclf.errors import BundleError, MissingExtraError
 from edgeclf.specs import PreprocessSpec
 from edgeclf.train.torch_weights import read_state_dict
 
@@ -40,11 +39,6 @@ class ExtractorRecipe:
     features: int
     weights_source: str
     licence: str
-
-
-EXTRACTORS: Registry[ExtractorRecipe] = Registry(
-    "extractor", {"efficientnet_lite0": "edgeclf.train.extractors:EFFICIENTNET_LITE0"}, error=EdgeclfError
-)
 
 
 # -- the network ------------------------------------------------------------------------------------------------------

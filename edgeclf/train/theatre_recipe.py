@@ -271,7 +271,7 @@ def _means(features: Floats, lengths: NDArray[np.int32]) -> Floats:
 
 
 def _shuffled(features: Floats, lengths: NDArray[np.int32], rng: np.random.Generator) -> Floats:
-    shuffled = features.copy()
+    shuffled: Floats = features.copy()
     for clip, length in zip(shuffled, lengths, strict=True):
         clip[:length] = clip[rng.permutation(length)]
     return shuffled

@@ -13,9 +13,9 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from edgeclf.errors import BundleError, EdgeclfError, MissingExtraError
+from edgeclf.errors import BundleError, MissingExtraError
 from edgeclf.train import extractors
-from edgeclf.train.extractors import EFFICIENTNET_LITE0, EXTRACTORS, efficientnet_lite0, imagenet_logits
+from edgeclf.train.extractors import EFFICIENTNET_LITE0, efficientnet_lite0, imagenet_logits
 from edgeclf.train.torch_weights import read_state_dict
 
 State = dict[str, NDArray[Any]]
@@ -272,13 +272,6 @@ def test_every_tensor_of_the_weight_file_is_read(weight_file: Path) -> None:
     assert state["_fc.weight"].shape == (1000, 1280)
     assert sum(array.size for name, array in state.items() if not name.startswith("_fc.")) == 3_413_024 + 49
 
-
-def test_recipe_is_found_by_name() -> None:
-    assert list(EXTRACTORS) == ["efficientnet_lite0"]
-    assert EXTRACTORS.load("efficientnet_lite0") is EFFICIENTNET_LITE0
-    assert EFFICIENTNET_LITE0.preprocess.size == (224, 224)
-    with pytest.raises(EdgeclfError, match="unknown extractor 'vgg'; known: efficientnet_lite0"):
-        EXTRACTORS.load("vgg")
 
 
 def test_importing_the_module_loads_no_framework() -> None:

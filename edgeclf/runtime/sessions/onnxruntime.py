@@ -62,9 +62,11 @@ class OnnxRuntimeSession:
 
 def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    if threads == 0:  # ONNX Runtime as it comes: a thread for each core, which spin while they wait
+        return options
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _LOG_FATAL
     # Beside decoding threads, spinning costs 15 to 26 % of the throughput (docs/pipeline.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -1,0 +1,65 @@
+"""`edgeclf bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgeclf.runtime.session import Device
+
+
+@click.command()
+@click.argument("bundle")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--keras", "model", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="MODEL_DIR",
+              help="Also time Keras' predict, frame by frame, on the model this bundle was made from.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each loop is timed.")
+@click.option("--device", type=click.Choice(("auto", "cpu", "cuda", "tensorrt")), default="auto", show_default=True)
+@click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
+)
+@click.option("--json", "record_path", type=click.Path(path_type=Path, dir_okay=False), help="Keep the record here.")
+@click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
+def bench(
+    bundle: str,
+    sources: tuple[str, ...],
+    model: Path | None,
+    rounds: int,
+    device: Device,
+    precision: str,
+    batch: int | None,
+    record_path: Path | None,
+    form: str,
+) -> None:
+    """Measure throughput and latency of BUNDLE over video files, beside the loops it replaces.
+
+    Every loop first runs once over all sources, untimed; its scores must be those of the sequential loop. Then all
+    are timed in turn, round by round. The record holds every figure with its machine; the table is made from it.
+
+    \b
+    Examples:
+      edgeclf bench theatre "synthetic://play?seed=1"
+      edgeclf bench my_model.edgeclf "test/*.avi" --keras my_model --json record.json
+    """
+    from edgeclf.bench.loops import keras_loop, runtime_loops
+    from edgeclf.bench.report import measure, table, write_record
+    from edgeclf.bundle import open_bundle
+    from edgeclf.video import expand_sources
+
+    names = expand_sources(sources)
+    opened = open_bundle(bundle)
+    loops = runtime_loops(opened, names, device, precision=precision, batch=batch)
+    if model:
+        loops.append(keras_loop(model, names))
+    click.echo(f"{opened.classifier.name}: extractor on {loops[0].placement}", err=True)
+    stderr = click.get_text_stream("stderr")
+    with click.progressbar(range(len(loops) * (rounds + 1)), label="passes", file=stderr) as bar:
+        record = measure(opened, loops, names, rounds=rounds, progress=lambda: bar.update(1))
+    if record_path:
+        write_record(record_path, record)
+    click.echo(json.dumps(record, indent=2) if form == "json" else table(record))
