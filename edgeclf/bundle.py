@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.errors import BundleError
-from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec
+from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec, check_aggregate, check_labels
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -66,9 +66,9 @@ class ClassifierEntry:
     def __post_init__(self) -> None:
         who = f"classifier {self.name!r}"
         _require(isinstance(self.name, str) and bool(self.name), "a classifier has no name")
-        _check_labels(who, self.labels)
+        check_labels(self.labels)
+        check_aggregate(self.aggregate)
         _check_precisions(who, self.precisions)
-        _require(self.aggregate in ("mean", "first", "vote"), f"{who}: unknown aggregate {self.aggregate!r}")
         scores = _only(self.outputs, f"{who} output")
         expected = TensorSpec(scores.name, "float32", (None, len(self.labels)))
         _require(scores == expected, f"{who} output is {scores}, its labels ask for {expected}")
@@ -280,12 +280,6 @@ def _classifier_from_dict(data: Any) -> ClassifierEntry:
         evaluation=dict(data["evaluation"]),
         **_graph_from_dict(data),
     )
-
-
-def _check_labels(who: str, labels: tuple[str, ...]) -> None:
-    _require(len(labels) >= 2, f"{who} has fewer than two labels")
-    _require(all(isinstance(label, str) and label for label in labels), f"{who} has a label without a name")
-    _require(len(set(labels)) == len(labels), f"{who} has one label twice")
 
 
 def _check_precisions(who: str, precisions: Mapping[str, str]) -> None:

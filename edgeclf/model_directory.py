@@ -22,7 +22,7 @@ from edgeclf.errors import BundleError, MissingExtraError
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import Floats, Model
 from edgeclf.runtime.session import Arrays, Placement
-from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec
+from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec, check_aggregate, check_labels
 
 SCHEMA_VERSION = 1
 DESCRIPTION_NAME = "model.json"
@@ -48,6 +48,10 @@ class ModelDescription:
     evaluation: Mapping[str, Any]
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        check_labels(self.labels)
+        check_aggregate(self.aggregate)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
         return {
@@ -70,7 +74,7 @@ class ModelDescription:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this edgeclf reads {SCHEMA_VERSION}")
         return cls(
             **{key: data[key] for key in ("name", "recipe", "aggregate", "keras_version", "provenance", "evaluation")},
-            labels=tuple(data["labels"]),
+            labels=tuple(data["labels"]) if isinstance(data["labels"], list) else data["labels"],
             preprocess=PreprocessSpec.from_dict(data["preprocess"]),
             clip=ClipSpec.from_dict(data["clip"]),
         )
@@ -129,7 +133,8 @@ def read_description(path: Path) -> ModelDescription:
 def read_parity(path: Path) -> ParityFrames:
     """The real input and Keras' answers in the model directory `path`."""
     try:
-        with np.load(path / PARITY_NAME, allow_pickle=False) as arrays:
+        # np.load leaves a file open that it opened itself and cannot read.
+        with (path / PARITY_NAME).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ParityFrames(**{name: arrays[name] for name in ("frames", "lengths", "features", "scores")})
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path / PARITY_NAME} cannot be read: {error}", hint=_TRAIN_AGAIN) from error

@@ -60,6 +60,19 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def check_labels(labels: object) -> None:
+    """Raise ValueError unless these are two labels or more, each with a name of its own."""
+    fits = isinstance(labels, tuple) and all(isinstance(label, str) and label for label in labels)
+    _require(fits, f"labels are {labels!r}, must be a list of names")
+    _require(isinstance(labels, tuple) and len(labels) >= 2, "there are fewer than two labels")
+    _require(isinstance(labels, tuple) and len(set(labels)) == len(labels), "there is one label twice")
+
+
+def check_aggregate(aggregate: object) -> None:
+    """Raise ValueError unless this says how clips make a file's label."""
+    _one_of("aggregate", aggregate, Aggregate)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec(_Record):
     """One input or output of a graph: name, NumPy dtype name, shape with None for the batch."""

@@ -49,6 +49,7 @@ def bench(
     from edgeclf.bench.loops import keras_loop, runtime_loops
     from edgeclf.bench.report import measure, table, write_record
     from edgeclf.bundle import open_bundle
+    from edgeclf.runtime.progress import steps
     from edgeclf.video import expand_sources
 
     names = expand_sources(sources)
@@ -57,9 +58,8 @@ def bench(
     if model:
         loops.append(keras_loop(model, names))
     click.echo(f"{opened.classifier.name}: extractor on {loops[0].placement}", err=True)
-    stderr = click.get_text_stream("stderr")
-    with click.progressbar(range(len(loops) * (rounds + 1)), label="passes", file=stderr) as bar:
-        record = measure(opened, loops, names, rounds=rounds, progress=lambda: bar.update(1))
+    with steps("passes", len(loops) * (rounds + 1)) as advance:
+        record = measure(opened, loops, names, rounds=rounds, progress=advance)
     if record_path:
         write_record(record_path, record)
     click.echo(json.dumps(record, indent=2) if form == "json" else table(record))

@@ -75,6 +75,7 @@ def check_parity(bundle: ModelBundle, model_path: Path, clips: Sequence[str] = (
         _check_extractor(converted, original, parity),
         *_check_classifier(converted, original, parity),
         _check_chain(converted, parity),
+        _check_rules(converted, original),
         _check_sources("rendered scenes", converted, original, RENDERED_SCENES),
     ]
     if clips:
@@ -115,6 +116,12 @@ def _check_chain(converted: Model, parity: ParityFrames) -> Check:
     for row, frames, length in zip(features, parity.frames, parity.lengths, strict=True):
         row[:length] = converted.extract(frames[:length])
     return _scores_check("frames to scores", converted.classify(features, parity.lengths), parity.scores)
+
+
+def _check_rules(converted: Model, original: Model) -> Check:
+    """What no single clip shows: how clips make a file's label, and what gap ends a clip."""
+    rules = [(model.aggregate, model.clip.stale_seconds, model.clip.padding) for model in (converted, original)]
+    return Check("aggregate and gaps", len(rules[0]), 0.0 if rules[0] == rules[1] else float("inf"), 0.0, 0)
 
 
 def _check_sources(name: str, converted: Model, original: Model, sources: Sequence[str]) -> Check:

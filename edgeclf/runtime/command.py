@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
+    from edgeclf.runtime.records import Prediction
 
 _FORMATS = ("table", "jsonl", "csv", "vtt")
 _DEVICES = ("auto", "cpu", "cuda", "tensorrt")
@@ -32,6 +34,8 @@ _DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output on stdout."
 )
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.mp4|.gif",
+              help="Write a copy of the one SOURCE with the labels drawn on it.")  # fmt: skip
 def infer(
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
@@ -42,6 +46,7 @@ def infer(
     conf: float,
     top_k: int | None,
     form: str,
+    save: Path | None,
 ) -> None:
     r"""Classify SOURCES: video files, folders of them, or quoted globs.
 
@@ -52,10 +57,11 @@ def infer(
     Examples:
       edgeclf infer
       edgeclf infer holiday.mp4 -b ucf101_8
+      edgeclf infer holiday.mp4 -b ucf101_8 --save labelled.mp4
       edgeclf infer "recordings/*.mkv" -b my_model.edgeclf --format jsonl > labels.jsonl
     """
     from edgeclf.runtime.pipeline import open_classifier, run_loop
-    from edgeclf.runtime.records import SourceEnd
+    from edgeclf.runtime.records import Prediction, SourceEnd
     from edgeclf.runtime.writers import WRITERS
     from edgeclf.video import expand_sources
 
@@ -63,17 +69,22 @@ def infer(
         _play_demo()
         return
     names = expand_sources((*sources, *more_sources))
-    _check_usage(names, bundle, form)
+    _check_usage(names, bundle, form, save)
     failed = False
+    shown: list[Prediction] = []
     with open_classifier(bundle or "", device=device, precision=precision) as classifier:  # type: ignore[arg-type]
         options = replace(classifier.options, batch_size=batch) if batch else classifier.options
         click.echo(_banner(classifier, options.workers), err=True)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k)
         for record in run_loop(names, classifier.model, options, threshold=conf):
             writer.write(record)
+            if save and isinstance(record, Prediction):
+                shown.append(record)
             if isinstance(record, SourceEnd) and record.error:
                 failed = True
                 click.echo(f"{record.error.kind}: {record.error}", err=True)
+    if save and shown:
+        _save(names[0], shown, save)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -95,8 +106,18 @@ def _play_demo() -> None:
         run_demo(classifier, sys.stdout)
 
 
-def _check_usage(names: list[str], bundle: str | None, form: str) -> None:
+def _save(source: str, predictions: list[Prediction], path: Path) -> None:
+    from edgeclf.runtime.overlay import save_labelled
+    from edgeclf.runtime.timeline import segments_of
+    from edgeclf.video import open_video
+
+    written = save_labelled(open_video(source), list(segments_of(predictions)), path)
+    click.echo(f"{path}: {written} frames", err=True)
+
+
+def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None) -> None:
     from edgeclf.bundle import packaged_classifiers
+    from edgeclf.runtime.overlay import SUFFIXES
 
     if not names:
         raise click.UsageError("name at least one SOURCE")
@@ -105,6 +126,10 @@ def _check_usage(names: list[str], bundle: str | None, form: str) -> None:
         raise click.UsageError(f"say which model to use with --bundle; packaged: {known}")
     if form == "vtt" and len(names) > 1:
         raise click.UsageError(f"--format vtt describes one source, {len(names)} were named")
+    if save and len(names) > 1:
+        raise click.UsageError(f"--save writes one source, {len(names)} were named")
+    if save and save.suffix not in SUFFIXES:
+        raise click.UsageError(f"--save writes {', '.join(SUFFIXES)}, not {save.suffix or 'a name without ending'}")
 
 
 def _banner(classifier: Classifier, workers: int) -> str:

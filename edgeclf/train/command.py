@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -64,6 +62,7 @@ def train_lite0(
       edgeclf train lite0-gru clips/ -o my_model
       edgeclf train lite0-gru ucf101_8/manifest.csv -o ucf101_8_model --seed 3
     """
+    from edgeclf.runtime.progress import steps
     from edgeclf.train.dataset import load_dataset, with_validation
     from edgeclf.train.features import feature_cache_folder
     from edgeclf.train.fit import FitSettings
@@ -77,7 +76,7 @@ def train_lite0(
         FitSettings(epochs, batch, lr, seed=seed),
         cache=cache or feature_cache_folder(),
         say=_say,
-        steps=_steps,
+        steps=steps,
     )
     for split, figures in description.evaluation.items():
         click.echo(f"{split}: " + ", ".join(f"{k} {v}" for k, v in figures.items() if not isinstance(v, (dict, list))))
@@ -121,6 +120,7 @@ def evaluate(model: str, data: Path, split: str, form: str) -> None:
       edgeclf evaluate my_model.edgeclf clips.csv --format json
     """
     from edgeclf.runtime.pipeline import LoopOptions
+    from edgeclf.runtime.progress import steps
     from edgeclf.train import evaluation
     from edgeclf.train.dataset import load_dataset
 
@@ -130,7 +130,7 @@ def evaluate(model: str, data: Path, split: str, form: str) -> None:
     options = LoopOptions.for_device(opened.extractor.placement.device)
     if opened.extractor.placement.backend == "keras":  # its threads are its own
         options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
-    with _steps("clips", len(clips)) as advance:
+    with steps("clips", len(clips)) as advance:
         found = evaluation.evaluate(opened, clips, options=options, progress=advance)
     for error in found.errors:
         click.echo(f"VideoError: {error}", err=True)
@@ -176,16 +176,3 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _say(message: str) -> None:
     click.echo(message, err=True)
-
-
-@contextmanager
-def _steps(task: str, count: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, none where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        number = bar.add_task(task, total=count)
-        yield lambda: bar.advance(number)

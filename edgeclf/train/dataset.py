@@ -46,7 +46,7 @@ def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
     """The data set behind a CSV (`path,label,group,split`), or behind a folder with one folder for each class.
 
     classes: only these, if any are named. Paths in a CSV are relative to it. Raises DataError where there is
-    nothing, a class is unknown, or a group stands in two splits.
+    nothing, a class is unknown, or a group or file stands in two splits.
     """
     clips = _from_folder(path) if path.is_dir() else _from_csv(path)
     labels = sorted({clip.label for clip in clips})
@@ -54,7 +54,7 @@ def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
         raise DataError(f"{path} has no class {', '.join(unknown)}", hint=f"it has {', '.join(labels)}")
     if classes:
         clips = [clip for clip in clips if clip.label in classes]
-        labels = sorted(classes)
+        labels = sorted(set(classes))
     _refuse_leaks(clips, path)
     return Dataset(tuple(clips), tuple(labels))
 
@@ -118,13 +118,14 @@ def _ucf_group(path: Path) -> str:
 
 def _from_csv(file: Path) -> list[LabelledClip]:
     try:
-        with file.open(encoding="utf-8", newline="") as text:
-            rows = list(csv.DictReader(text))
+        with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(text)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}", hint="name a folder or a CSV with path,label") from error
-    if not rows or not {"path", "label"} <= set(rows[0]):
+    if not rows or not {"path", "label"} <= set(rows[0][1]):
         raise DataError(f"{file} has no rows with the columns path and label", hint="its first line names the columns")
-    return [_clip_of_row(row, file, number) for number, row in enumerate(rows, start=2)]
+    return [_clip_of_row(row, file, number) for number, row in rows]
 
 
 def _clip_of_row(row: dict[str, str], file: Path, number: int) -> LabelledClip:
@@ -139,8 +140,9 @@ def _clip_of_row(row: dict[str, str], file: Path, number: int) -> LabelledClip:
 def _refuse_leaks(clips: Iterable[LabelledClip], path: Path) -> None:
     splits: dict[str, str] = {}
     for clip in clips:
-        if clip.group and splits.setdefault(clip.group, clip.split) != clip.split:
-            raise DataError(
-                f"{path}: group {clip.group!r} stands in {splits[clip.group]} and {clip.split}",
-                hint="a recording belongs to one split, or the score means nothing",
-            )
+        for unit in filter(None, (clip.group and f"group {clip.group!r}", f"file {str(clip.path)!r}")):
+            if splits.setdefault(unit, clip.split) != clip.split:
+                raise DataError(
+                    f"{path}: {unit} stands in {splits[unit]} and {clip.split}",
+                    hint="a recording belongs to one split, or the score means nothing",
+                )

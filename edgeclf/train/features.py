@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -162,7 +163,7 @@ def _read(file: Path | None) -> VideoFeatures | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return VideoFeatures(arrays["rows"], arrays["pts_seconds"], arrays["slots"], arrays["restarts"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged and will be made again: %s", file, error)
         return None
 
@@ -171,9 +172,9 @@ def _write(file: Path | None, features: VideoFeatures) -> None:
     """Keep features; the file is whole or not there at all."""
     if file is None:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as out:
             np.savez(
                 out,

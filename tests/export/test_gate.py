@@ -33,10 +33,12 @@ pytestmark = pytest.mark.keras
 
 EXTRACTOR, CHAIN, SCENES = "extractor", "frames to scores", "rendered scenes"
 LENGTHS, PADDING = "classifier, lengths 0 to T", "classifier, noise as padding"
+RULES = "aggregate and gaps"
 OTHER_CLIPS, OTHER_LABELS = "rendered scenes (other clips)", "rendered scenes (other labels)"
 
 Fault = Callable[[Path, Manifest], Manifest]  # changes graphs in a folder, and returns the manifest for them
-Weights = Scores = NDArray[np.float32]
+Weights = NDArray[np.float32]
+Scores = NDArray[np.float32]  # (N, C)
 
 
 def gate(bundle: ModelBundle, model_dir: Path, target: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
@@ -227,6 +229,8 @@ FAULTS: dict[str, tuple[Fault, set[str]]] = {
     "other labels": (wrong_entry(labels=(*LABELS[:3], "five")), {OTHER_LABELS}),
     "wrong clip rate": (wrong_entry(clip=ClipSpec.by_rate(CLIP.length, 5.0)), {OTHER_CLIPS}),
     "wrong hop": (wrong_entry(clip=replace(CLIP, hop_seconds=0.4)), {OTHER_CLIPS}),
+    "wrong aggregate": (wrong_entry(aggregate="vote"), {RULES}),
+    "wrong gap": (wrong_entry(clip=replace(CLIP, stale_seconds=9.0)), {RULES}),
 }
 
 

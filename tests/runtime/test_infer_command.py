@@ -52,6 +52,8 @@ def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video:
         (["{video}", "-b", "{colors}", "--precision", "int8"], "holds no int8 graph"),
         (["*.nothing", "-b", "{colors}"], "no video in *.nothing"),
         (["{video}", "{video}", "-b", "{colors}", "--format", "vtt"], "vtt describes one source"),
+        (["{video}", "-b", "{colors}", "--save", "out.txt"], "--save writes .mp4, .mkv, .gif, not .txt"),
+        (["{video}", "{video}", "-b", "{colors}", "--save", "out.mp4"], "--save writes one source"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_one_clear_line(
@@ -103,3 +105,10 @@ def test_every_odd_file_is_answered(shared_data: Path, colors: Path) -> None:
     for line in lines:
         if line["type"] == "end":
             assert line["received"] == line["processed"] + line["skipped"] + sum(line["dropped"].values())
+
+
+def test_labelled_copy_is_saved_beside_the_table(colors: Path, video: Path, tmp_path: Path) -> None:
+    done = edgeclf("infer", video, "-b", colors, "--save", tmp_path / "out.mp4")
+    assert done.returncode == 0
+    assert (tmp_path / "out.mp4").stat().st_size > 1000
+    assert "out.mp4: 125 frames" in done.stderr

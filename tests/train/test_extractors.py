@@ -273,7 +273,6 @@ def test_every_tensor_of_the_weight_file_is_read(weight_file: Path) -> None:
     assert sum(array.size for name, array in state.items() if not name.startswith("_fc.")) == 3_413_024 + 49
 
 
-
 def test_importing_the_module_loads_no_framework() -> None:
     code = "import sys, edgeclf.train.extractors; sys.exit(any(m in sys.modules for m in ('keras', 'tensorflow')))"
     subprocess.run([sys.executable, "-c", code], check=True)
