@@ -83,7 +83,7 @@ def test_description_that_is_no_description_is_refused(tmp_path: Path, content: 
     ("change", "named"),
     [
         ({"schema_version": 2}, "schema_version is 2, this edgeclf reads 1"),
-        ({"labels": 4}, "not iterable"),
+        ({"labels": 4}, "must be a list of names"),
         ({"clip": []}, "ClipSpec must be an object"),
         ({"clip": {**CLIP.to_dict(), "length": 0}}, "length 0"),
         ({"preprocess": {**PREPROCESS.to_dict(), "crop": "round"}}, "crop is 'round'"),

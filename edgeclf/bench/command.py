@@ -40,6 +40,7 @@ def bench(
 
     Every loop first runs once over all sources, untimed; its scores must be those of the sequential loop. Then all
     are timed in turn, round by round. The record holds every figure with its machine; the table is made from it.
+    Exit code 1 says that a source cannot be read or that scores differ.
 
     \b
     Examples:
@@ -49,6 +50,7 @@ def bench(
     from edgeclf.bench.loops import keras_loop, runtime_loops
     from edgeclf.bench.report import measure, table, write_record
     from edgeclf.bundle import open_bundle
+    from edgeclf.errors import VideoError
     from edgeclf.runtime.progress import steps
     from edgeclf.video import expand_sources
 
@@ -58,8 +60,12 @@ def bench(
     if model:
         loops.append(keras_loop(model, names))
     click.echo(f"{opened.classifier.name}: extractor on {loops[0].placement}", err=True)
-    with steps("passes", len(loops) * (rounds + 1)) as advance:
-        record = measure(opened, loops, names, rounds=rounds, progress=advance)
+    try:
+        with steps("passes", len(loops) * (rounds + 1)) as advance:
+            record = measure(opened, loops, names, rounds=rounds, progress=advance)
+    except VideoError as error:
+        click.echo(f"{error.kind}: {error}", err=True)
+        raise click.exceptions.Exit(1) from error
     if record_path:
         write_record(record_path, record)
     click.echo(json.dumps(record, indent=2) if form == "json" else table(record))

@@ -132,6 +132,8 @@ def keras_loop(model_path: Path, sources: Sequence[str]) -> Loop:
                     due = assembler.add(feature, item.pts_seconds, item.sample)
                     frames += 1
                 else:
+                    if item.end.error:
+                        raise item.end.error
                     due = assembler.finish()
                 clips += [predict_clip(source, clip) for clip in due]
         return Run(time.perf_counter() - start, time.process_time() - cpu, tuple(clips), frames, 0)
@@ -140,10 +142,11 @@ def keras_loop(model_path: Path, sources: Sequence[str]) -> Loop:
 
 
 def disagreement(found: Iterable[Prediction], expected: Iterable[Prediction]) -> float:
-    """The largest difference of a score; infinite where the clips themselves differ."""
+    """The largest difference of a score; infinite where the clips themselves differ, NaN where a score is none."""
     ordered = [sorted(clips, key=lambda clip: (clip.source, clip.start_seconds)) for clips in (found, expected)]
     places = [[(clip.source, clip.start_seconds, clip.end_seconds, clip.labels) for clip in clips] for clips in ordered]
     if places[0] != places[1]:
         return float("inf")
     pairs = zip(*ordered, strict=True)
-    return max((abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)), default=0.0)
+    differences = [abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)]
+    return float(np.max(differences, initial=0.0))  # Python's max passes over NaN

@@ -147,4 +147,5 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the record as JSON."""
     import json
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

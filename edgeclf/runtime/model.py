@@ -35,8 +35,8 @@ class Model:
     def classify(self, features: Floats, lengths: NDArray[np.int32]) -> Floats:
         """Scores float32 (N, C) of clips float32 (N, T, F); rows of a clip from its length on are padding.
 
-        Clips run one by one: a batch of one and a batch of several take different matrix kernels whose sums
-        differ in the last bit, and a clip costs well under a millisecond on the CPU.
+        Clips run one by one: reductions such as softmax are vectorised over the batch in some kernels, so that a
+        clip's last bit would depend on its neighbours. It costs 7 microseconds a clip (19 instead of 12).
         """
         names = [spec.name for spec in self.classifier.inputs]
         scores = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -89,29 +89,80 @@ def extract(batch: list[SampledFrame | Ended], model: Model) -> list[SampledFeat
 
 
 def classify(
-    batches: Iterable[list[SampledFeature | Ended]], model: Model, *, threshold: float = 0.0, meter: Meter | None = None
+    batches: Iterable[list[SampledFeature | Ended]],
+    model: Model,
+    *,
+    threshold: float = 0.0,
+    meter: Meter | None = None,
 ) -> Iterator[tuple[SourceId, Prediction | SourceEnd]]:
-    """Predictions and ends of all sources, each with its source, in order for each source."""
-    assemblers: dict[SourceId, ClipAssembler] = {}
-    last: dict[SourceId, SampledFeature] = {}
+    """Predictions and ends of all sources, each with its source, in order for each source.
+
+    The clips of all sources that are due with one batch of features are classified together.
+    """
+    tracks: dict[SourceId, _Track] = {}
     meter = meter or Meter()
     for batch in meter.waiting(batches):
-        for item in batch:
-            start = clock()
-            assembler = assemblers.setdefault(item.id, ClipAssembler(model.clip))
-            if isinstance(item, SampledFeature):
-                last[item.id] = item
-                due = assembler.add(item.feature, item.frame.pts_seconds, item.frame.sample)
-            else:
-                due = assembler.finish()
-            predictions = [_predict(clip, model, last[item.id], threshold) for clip in due]
-            meter.add(busy=clock() - start, items=len(due))
-            for prediction in predictions:
-                yield item.id, prediction
-            if isinstance(item, Ended):
-                del assemblers[item.id]
-                last.pop(item.id, None)
-                yield item.id, item.end
+        start = clock()
+        due = [part for item in batch for part in _due(item, tracks, model)]
+        predictions = iter(_predictions([part for part in due if isinstance(part, _DueClip)], model, threshold))
+        meter.add(busy=clock() - start, items=len(due))
+        for part in due:
+            yield part.id, part.end if isinstance(part, Ended) else next(predictions)
+
+
+@dataclass(slots=True)
+class _Track:
+    """What one source's clips still need."""
+
+    assembler: ClipAssembler
+    last: SampledFeature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _DueClip:
+    id: SourceId
+    clip: Clip
+    last: SampledFeature  # the one that made it due
+
+
+def _due(item: SampledFeature | Ended, tracks: dict[SourceId, _Track], model: Model) -> Iterator[_DueClip | Ended]:
+    """The clips that are due with an item, and the end behind them."""
+    track = tracks.setdefault(item.id, _Track(ClipAssembler(model.clip)))
+    if isinstance(item, SampledFeature):
+        clips = track.assembler.add(item.feature, item.frame.pts_seconds, item.frame.sample)
+        track.last = item
+    else:
+        clips = track.assembler.finish()
+        del tracks[item.id]
+    for clip in clips:
+        assert track.last is not None
+        yield _DueClip(item.id, clip, track.last)
+    if isinstance(item, Ended):
+        yield item
+
+
+def _predictions(due: Sequence[_DueClip], model: Model, threshold: float) -> list[Prediction]:
+    if not due:
+        return []
+    features = np.stack([part.clip.features for part in due])
+    scores = model.classify(features, np.array([part.clip.length for part in due], np.int32))
+    now = clock()
+    return [
+        Prediction(
+            part.id.name,
+            model.labels,
+            tuple(row.tolist()),
+            threshold,
+            start_seconds=round(part.clip.start_seconds, 6),
+            end_seconds=round(part.clip.end_seconds, 6),
+            flags=part.clip.flags,
+            latency_seconds={
+                "extract": part.last.extracted_at - part.last.frame.ready_at,
+                "classify": now - part.last.extracted_at,
+            },
+        )
+        for part, row in zip(due, scores, strict=True)
+    ]
 
 
 def conclude(records: Iterable[tuple[SourceId, Prediction | SourceEnd]], aggregate: Aggregate) -> Iterator[Record]:
@@ -123,21 +174,3 @@ def conclude(records: Iterable[tuple[SourceId, Prediction | SourceEnd]], aggrega
         elif source_id in clips:
             yield result_of(clips.pop(source_id), aggregate)
         yield record
-
-
-def _predict(clip: Clip, model: Model, last: SampledFeature, threshold: float) -> Prediction:
-    scores = model.classify(clip.features[None], np.array([clip.length], np.int32))[0]
-    latency = {
-        "extract": last.extracted_at - last.frame.ready_at,
-        "classify": clock() - last.extracted_at,
-    }
-    return Prediction(
-        last.id.name,
-        model.labels,
-        tuple(scores.tolist()),
-        threshold,
-        start_seconds=round(clip.start_seconds, 6),
-        end_seconds=round(clip.end_seconds, 6),
-        flags=clip.flags,
-        latency_seconds=latency,
-    )

@@ -72,7 +72,7 @@ def train_lite0(
     description = train_lite0_gru(
         dataset,
         output,
-        name or output.name,
+        name or output.resolve().name,
         FitSettings(epochs, batch, lr, seed=seed),
         cache=cache or feature_cache_folder(),
         say=_say,
@@ -85,8 +85,8 @@ def train_lite0(
 
 @train.command("theatre")
 @click.option("-o", "--output", required=True, type=_FOLDER, metavar="MODEL_DIR", help="Where the model is written.")
-@click.option("--clips", type=click.IntRange(64), default=6000, show_default=True, help="Rendered clips to train on.")
-@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Over the poses.")
+@click.option("--clips", type=click.IntRange(64), default=5000, show_default=True, help="Rendered clips to train on.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Over the poses.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn in training.")
 def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
     """A small CNN-GRU from scratch on rendered scenes: the packaged `theatre` model.
@@ -106,7 +106,8 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("data", type=_DATA)
-@click.option("--split", default="test", show_default=True, help="Which clips of a CSV; a folder has only 'train'.")
+@click.option("--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True,
+              help="Which clips of a CSV; a folder has only 'train'.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
 def evaluate(model: str, data: Path, split: str, form: str) -> None:
     """Measure MODEL on labelled clips: accuracy, precision, recall, F1, confusion matrix.

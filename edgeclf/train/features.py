@@ -161,7 +161,7 @@ def _read(file: Path | None) -> VideoFeatures | None:
     if file is None or not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return VideoFeatures(arrays["rows"], arrays["pts_seconds"], arrays["slots"], arrays["restarts"])
     except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         log.warning("%s is damaged and will be made again: %s", file, error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.theatre import ACTIONS, TheatreSource, single_action
 from edgeclf.theatre_figure import Pose
 from edgeclf.train.classifiers import gru_classifier
+from edgeclf.train.disguise import disguised
 
 PREPROCESS = PreprocessSpec((64, 80), crop="none", interpolation="area")
 CLIP = ClipSpec.by_rate(length=20, rate=10.0)
@@ -47,10 +48,10 @@ _FIRST_SEED: dict[Split, int] = {"train": 0, "validation": 1_000_000, "test": 2_
 class TheatreSettings:
     """How much is rendered and for how long it is trained on."""
 
-    train_clips: int = 6000
+    train_clips: int = 5000
     validation_clips: int = 480
     test_clips: int = 600
-    pose_epochs: int = 12
+    pose_epochs: int = 10
     action_epochs: int = 40
     seed: int = 0
 
@@ -121,7 +122,7 @@ def theatre_extractor() -> Any:
     layers = keras.layers
     frames = keras.Input((*PREPROCESS.size, 3), dtype="uint8", name="frames")
     x = layers.Rescaling(1 / 127.5, -1.0, name="normalise")(frames)
-    for number, filters in enumerate((16, 32, 48, 64), start=1):
+    for number, filters in enumerate((24, 48, 72, 96), start=1):
         x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}")(x)
         x = layers.BatchNormalization(name=f"bn{number}")(x)
         x = layers.ReLU(name=f"relu{number}")(x)
@@ -154,18 +155,30 @@ def _learn_poses(extractor: Any, train: RenderedClips, settings: TheatreSettings
     poses = keras.layers.Dense(_POSE_VALUES, name="poses")(extractor.output)
     model = keras.Model(extractor.input, poses)
     frames, targets = train.frames[train.valid], train.poses[train.valid]
-    batch = 128
-    steps = settings.pose_epochs * (len(frames) // batch)
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)), loss="mse")
+    steps = settings.pose_epochs * (len(frames) // _POSE_BATCH)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    model.compile(keras.optimizers.Adam(schedule), loss="mse")
     for epoch in range(settings.pose_epochs):
-        rng = np.random.default_rng([settings.seed, epoch])
-        order = rng.permutation(len(frames))
-        loss = 0.0
-        for start in range(0, len(order) - batch + 1, batch):
-            chosen = np.sort(order[start : start + batch])
-            loss = float(model.train_on_batch(_recoloured(frames[chosen], rng), targets[chosen]))
-        say(f"poses, epoch {epoch + 1}/{settings.pose_epochs}: loss {loss:.4f}")
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(frames))
+        draw = partial(_pose_batch, frames=frames, targets=targets, order=order, seed=(settings.seed, epoch))
+        starts = range(0, len(frames) - _POSE_BATCH + 1, _POSE_BATCH)
+        with parallel_map(draw, starts, workers=1, ahead=4, name="worker") as batches:
+            losses = [float(model.train_on_batch(*batch)) for batch in batches]
+        say(f"poses, epoch {epoch + 1}/{settings.pose_epochs}: loss {losses[-1]:.4f}")
         model.reset_metrics()
+
+
+_POSE_BATCH = 128
+
+
+def _pose_batch(
+    start: int, *, frames: NDArray[np.uint8], targets: Floats, order: NDArray[Any], seed: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Floats]:
+    """Frames, four of five disguised, each in its own way, and their poses."""
+    rng = np.random.default_rng([*seed, start])
+    chosen = order[start : start + _POSE_BATCH]
+    pixels = [disguised(frames[n : n + 1], rng) if rng.random() < 0.8 else frames[n : n + 1] for n in chosen]
+    return np.concatenate(pixels), targets[chosen]
 
 
 def _learn_actions(
@@ -176,20 +189,20 @@ def _learn_actions(
     settings: TheatreSettings,
     say: Progress,
 ) -> None:
-    """Train the classifier on features; it ends with the weights of the lowest validation loss.
+    """Train the classifier on features of all clips as they are and twice in disguise.
 
-    A fifth of the training clips is cut short, so that clips that are not full are known too.
+    It ends with the weights of the lowest validation loss. A fifth of the clips is cut short, so that
+    clips that are not full are known too.
     """
     keras = import_keras()
     rng = np.random.default_rng([settings.seed, settings.pose_epochs])
-    cut = rng.integers(CLIP.length * 3 // 4, CLIP.length + 1, len(train.lengths))
-    short = rng.random(len(train.lengths)) < 0.2
-    lengths = np.where(short, np.minimum(cut, train.lengths), train.lengths).astype(np.int32)
+    copies = [_features(extractor, train), *(_features(extractor, _disguised_clips(train, rng)) for _ in range(2))]
+    lengths = _cut_short(np.tile(train.lengths, len(copies)), rng)
     best = keras.callbacks.EarlyStopping("val_loss", patience=settings.action_epochs, restore_best_weights=True)
     classifier.compile(keras.optimizers.Adam(2e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     history = classifier.fit(
-        _masked(_features(extractor, train), lengths),
-        train.labels,
+        _masked(np.concatenate(copies), lengths),
+        np.tile(train.labels, len(copies)),
         validation_data=(_masked(_features(extractor, validation), validation.lengths), validation.labels),
         epochs=settings.action_epochs,
         batch_size=64,
@@ -203,22 +216,18 @@ def _learn_actions(
     )
 
 
+def _disguised_clips(clips: RenderedClips, rng: np.random.Generator) -> RenderedClips:
+    return replace(clips, frames=np.stack([disguised(frames, rng) for frames in clips.frames]))
+
+
+def _cut_short(lengths: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+    cut = rng.integers(CLIP.length * 3 // 4, CLIP.length + 1, len(lengths))
+    return np.where(rng.random(len(lengths)) < 0.2, np.minimum(cut, lengths), lengths).astype(np.int32)
+
+
 def _masked(features: Floats, lengths: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
     valid = np.arange(CLIP.length) < lengths[:, None]
     return {"features": features * valid[..., None].astype(np.float32), "mask": valid}
-
-
-def _recoloured(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Frames (N, H, W, 3), each with its colour channels mixed, its brightness changed and half of them mirrored."""
-    count = len(frames)
-    mix = 0.35 * np.eye(3) + 0.65 * rng.dirichlet([0.6, 0.6, 0.6], size=(count, 3))
-    mix *= rng.uniform(0.75, 1.25, (count, 1, 1))
-    shift = rng.uniform(-20, 20, (count, 1, 1)).astype(np.float32)
-    pixels = frames.reshape(count, -1, 3).astype(np.float32) @ mix.transpose(0, 2, 1).astype(np.float32) + shift
-    mixed: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8).reshape(frames.shape)
-    mirrored = rng.random(count) < 0.5
-    mixed[mirrored] = mixed[mirrored, :, ::-1]
-    return mixed
 
 
 def measure(extractor: Any, classifier: Any, train: RenderedClips, test: RenderedClips, seed: int) -> dict[str, Any]:
