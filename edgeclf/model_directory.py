@@ -30,6 +30,18 @@ EXTRACTOR_NAME = "extractor.keras"
 CLASSIFIER_NAME = "classifier.keras"
 PARITY_NAME = "parity.npz"
 
+# What NumPy's reader has been seen to raise on archives with flipped, missing or foreign bytes.
+ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 _TRAIN_AGAIN = "train it again"
 
 
@@ -136,7 +148,7 @@ def read_parity(path: Path) -> ParityFrames:
         # np.load leaves a file open that it opened itself and cannot read.
         with (path / PARITY_NAME).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ParityFrames(**{name: arrays[name] for name in ("frames", "lengths", "features", "scores")})
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise BundleError(f"{path / PARITY_NAME} cannot be read: {error}", hint=_TRAIN_AGAIN) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,12 +127,11 @@ def evaluate(model: str, data: Path, split: str, form: str) -> None:
     from edgeclf.train.dataset import load_dataset
 
     clips = load_dataset(data).split("train" if data.is_dir() else split)
-    opened = _open(model)
-    click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
-    options = LoopOptions.for_device(opened.extractor.placement.device)
-    if opened.extractor.placement.backend == "keras":  # its threads are its own
-        options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
-    with steps("clips", len(clips)) as advance:
+    with closing(_open(model)) as opened, steps("clips", len(clips)) as advance:
+        click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
+        options = LoopOptions.for_device(opened.extractor.placement.device)
+        if opened.extractor.placement.backend == "keras":  # its threads are its own
+            options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
         found = evaluation.evaluate(opened, clips, options=options, progress=advance)
     for error in found.errors:
         click.echo(f"VideoError: {error}", err=True)

@@ -55,6 +55,8 @@ def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
     if classes:
         clips = [clip for clip in clips if clip.label in classes]
         labels = sorted(set(classes))
+    if len(labels) < 2:
+        raise DataError(f"{path} has the class {', '.join(labels)} alone", hint="a classifier needs two at least")
     _refuse_leaks(clips, path)
     return Dataset(tuple(clips), tuple(labels))
 

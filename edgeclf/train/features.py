@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from edgeclf.bundle import sha256_of
 from edgeclf.clips import Clip, ClipAssembler, Sample
 from edgeclf.errors import EdgeclfError
+from edgeclf.model_directory import ARCHIVE_ERRORS
 from edgeclf.preprocess import limit_opencv_threads
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.merge import merge
@@ -163,7 +162,7 @@ def _read(file: Path | None) -> VideoFeatures | None:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return VideoFeatures(arrays["rows"], arrays["pts_seconds"], arrays["slots"], arrays["restarts"])
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         log.warning("%s is damaged and will be made again: %s", file, error)
         return None
 

@@ -18,7 +18,6 @@ from edgeclf.train.theatre_recipe import (
     Split,
     TheatreSettings,
     _pose_target,
-    _recoloured,
     _shuffled,
     render_clips,
     train_theatre,
@@ -97,24 +96,6 @@ def test_angles_of_a_pose_are_points_on_a_circle() -> None:
 
 
 # -- what is changed in training --------------------------------------------------------------------------------------
-
-
-def test_recolouring_keeps_shape_and_type_and_what_it_is_given(rendered: RenderedClips) -> None:
-    frames = rendered.frames[:, 0].copy()
-    changed = _recoloured(frames, np.random.default_rng(0))
-    assert changed.shape == frames.shape
-    assert changed.dtype == np.uint8
-    assert not np.array_equal(changed, frames)
-    np.testing.assert_array_equal(frames, rendered.frames[:, 0])
-    np.testing.assert_array_equal(changed, _recoloured(frames, np.random.default_rng(0)))
-    assert not np.array_equal(changed, _recoloured(frames, np.random.default_rng(1)))
-
-
-def test_recolouring_mirrors_about_half() -> None:
-    ramp = np.broadcast_to(np.arange(80, dtype=np.uint8)[:, None] + 60, (200, 64, 80, 3))
-    changed = _recoloured(ramp, np.random.default_rng(2)).astype(int)
-    mirrored = changed[:, 0, 0, 1] > changed[:, 0, -1, 1]
-    assert 0.35 < mirrored.mean() < 0.65
 
 
 def test_shuffling_keeps_the_frames_of_each_clip_and_what_lies_behind_them() -> None:
