@@ -36,6 +36,7 @@ class AvSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
+        self.decoder = ""
         self.dropped: dict[str, int] = {}
         self._closed = False
 
@@ -48,7 +49,9 @@ class AvSource:
         with container:
             clock = _Clock()
             reformatter = av.video.reformatter.VideoReformatter()
-            for picture in self._pictures(container, _video_stream(container, self.name)):
+            stream = _video_stream(container, self.name)
+            self.decoder = f"PyAV {av.__version__} {stream.codec_context.name}"
+            for picture in self._pictures(container, stream):
                 yield Frame(clock.seconds(picture), partial(_upright_rgb, reformatter, picture))
             self._raise_if_damaged(clock.frames)
 

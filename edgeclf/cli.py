@@ -68,3 +68,6 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing stdout fails once more
         sys.exit(_FAILED)
+    except OSError as error:
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(_FAILED)

@@ -225,6 +225,7 @@ class TheatreSource:
     def __init__(self, scene: Scene, name: str) -> None:
         self.scene = scene
         self.name = name
+        self.decoder = "rendered"
         self.dropped: Mapping[str, int] = {}
         self._closed = False
 

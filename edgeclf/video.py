@@ -67,6 +67,10 @@ class VideoSource(Protocol):
         """The source as the user gave it, without credentials."""
 
     @property
+    def decoder(self) -> str:
+        """What made the pictures, with its version; known once frames have come."""
+
+    @property
     def dropped(self) -> Mapping[str, int]:
         """Pictures that were received but are no frame, counted by cause (`corrupt`, `too_large`)."""
 

@@ -92,10 +92,11 @@ class SourceEnd:
     source: str
     counts: SourceCounts
     error: EdgeclfError | None = None
+    decoder: str = ""  # what made the pictures; empty where none came
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-lines record."""
-        return {"type": "end", "source": self.source, **self.counts.to_dict()}
+        return {"type": "end", "source": self.source, "decoder": self.decoder, **self.counts.to_dict()}
 
     def error_to_dict(self) -> dict[str, Any]:
         """The JSON-lines record of the error; there must be one."""

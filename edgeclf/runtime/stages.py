@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -61,11 +61,11 @@ def decode(
     """The sampled frames of a source, then its end. A source that cannot be opened or read ends with its error."""
     sampler = FrameSampler(clip)
     processed = skipped = 0
-    dropped: Mapping[str, int] = {}
+    source: VideoSource | None = None
     error: EdgeclfError | None = None
     try:
-        with closing(open_source()) as source:
-            dropped = source.dropped
+        source = open_source()
+        with closing(source):
             for frame in source.frames():
                 sample = sampler.sample(frame.pts_seconds)
                 if sample.slots == 0:
@@ -76,8 +76,9 @@ def decode(
                 yield SampledFrame(source_id, pixels, frame.pts_seconds, sample, clock())
     except EdgeclfError as failure:
         error = failure
-    counts = SourceCounts(processed + skipped + sum(dropped.values()), processed, skipped, dict(dropped))
-    yield Ended(source_id, SourceEnd(source_id.name, counts, error))
+    dropped = dict(source.dropped) if source else {}
+    counts = SourceCounts(processed + skipped + sum(dropped.values()), processed, skipped, dropped)
+    yield Ended(source_id, SourceEnd(source_id.name, counts, error, source.decoder if source else ""))
 
 
 def extract(batch: list[SampledFrame | Ended], model: Model) -> list[SampledFeature | Ended]:

@@ -26,7 +26,7 @@ COUNTS = SourceCounts(10, 6, 3, {"corrupt": 1})
 RECORDS: list[Record] = [
     *CLIPS,
     result_of(CLIPS, "mean"),
-    SourceEnd("a.mp4", COUNTS, VideoError("a.mp4 is damaged", hint="copy it again")),
+    SourceEnd("a.mp4", COUNTS, VideoError("a.mp4 is damaged", hint="copy it again"), "PyAV 18.1.0 h264"),
 ]
 
 
@@ -54,6 +54,7 @@ def test_jsonl_has_a_line_for_each_record_with_type_and_source() -> None:
     assert lines[5] == {
         "type": "end",
         "source": "a.mp4",
+        "decoder": "PyAV 18.1.0 h264",
         "received": 10,
         "processed": 6,
         "skipped": 3,

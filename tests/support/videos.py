@@ -63,6 +63,7 @@ class ListSource:
         self, name: str, images: Iterable[RgbImage], times: Iterable[float], *, error: BaseException | None = None
     ) -> None:
         self.name = name
+        self.decoder = "memory"
         self.dropped: dict[str, int] = {}
         self.closed = False
         self._frames = list(zip(times, images, strict=True))
