@@ -5,7 +5,7 @@ setup:
     python3 -m venv .venv-dev
     .venv-dev/bin/pip install -q -e ".[cpu,dev]"
 
-# What CI runs, in the environment of `setup`
+# What CI runs in the environment of `setup`; .ci/run is the whole of it
 check:
     .venv-dev/bin/ruff format --check .
     .venv-dev/bin/ruff check .
@@ -13,12 +13,13 @@ check:
     .venv-dev/bin/lint-imports
     .venv-dev/bin/pytest
 
-# Train and export the packaged theatre bundle; about 15 minutes on 2 cores
+# Train and export the packaged bundle `theatre`; about 15 minutes on 2 cores
 theatre:
     .venv-dev/bin/edgeclf train theatre -o build/theatre
     .venv-dev/bin/edgeclf export build/theatre -o edgeclf/bundles/theatre.edgeclf
 
-# Train and export the packaged ucf101_8 bundle from a folder with its manifest.csv
+# Train and export the packaged bundle `ucf101_8`; data holds the folders ucf101_8 and ucf101_avi
 ucf101_8 data:
-    .venv-dev/bin/edgeclf train lite0-gru {{data}}/manifest.csv -o build/ucf101_8
+    .venv-dev/bin/edgeclf train lite0-gru {{data}}/ucf101_8/manifest.csv -o build/ucf101_8 --about docs/models/ucf101_8.json
+    .venv-dev/bin/edgeclf evaluate build/ucf101_8 {{data}}/ucf101_avi/manifest.csv --record ucf101_avi
     .venv-dev/bin/edgeclf export build/ucf101_8 -o edgeclf/bundles/ucf101_8.edgeclf

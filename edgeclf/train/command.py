@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from edgeclf.train.evaluation import Evaluation
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _DATA = click.Path(path_type=Path, exists=True)
 
 
@@ -41,6 +43,8 @@ def train() -> None:
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and of all that is drawn."
 )
 @click.option("--cache", type=_FOLDER, help="Where features are kept; the user's cache folder if not given.")
+@click.option("--about", type=_FILE, metavar="FILE.json",
+              help="What the model card shall say: summary, intended_use, and anything else.")  # fmt: skip
 def train_lite0(
     data: Path,
     output: Path,
@@ -51,6 +55,7 @@ def train_lite0(
     lr: float,
     seed: int,
     cache: Path | None,
+    about: Path | None,
 ) -> None:
     """A GRU on ImageNet features of EfficientNet-Lite0, 20 frames at 5 a second.
 
@@ -78,6 +83,7 @@ def train_lite0(
         cache=cache or feature_cache_folder(),
         say=_say,
         steps=steps,
+        about=_read_about(about),
     )
     for split, figures in description.evaluation.items():
         click.echo(f"{split}: " + ", ".join(f"{k} {v}" for k, v in figures.items() if not isinstance(v, (dict, list))))
@@ -110,7 +116,8 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
 @click.option("--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True,
               help="Which clips of a CSV; a folder has only 'train'.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
-def evaluate(model: str, data: Path, split: str, form: str) -> None:
+@click.option("--record", metavar="NAME", help="Keep the figures in the model directory; its model card shows them.")
+def evaluate(model: str, data: Path, split: str, form: str, record: str | None) -> None:
     """Measure MODEL on labelled clips: accuracy, precision, recall, F1, confusion matrix.
 
     MODEL is a model directory, which Keras runs, or a bundle (name or path), which the runtime runs without Keras.
@@ -121,11 +128,14 @@ def evaluate(model: str, data: Path, split: str, form: str) -> None:
       edgeclf evaluate my_model clips.csv
       edgeclf evaluate my_model.edgeclf clips.csv --format json
     """
+    from edgeclf.model_directory import DESCRIPTION_NAME
     from edgeclf.runtime.pipeline import LoopOptions
     from edgeclf.runtime.progress import steps
     from edgeclf.train import evaluation
     from edgeclf.train.dataset import load_dataset
 
+    if record and not Path(model, DESCRIPTION_NAME).is_file():
+        raise click.UsageError("--record keeps figures in a model directory; a bundle is not changed")
     clips = load_dataset(data).split("train" if data.is_dir() else split)
     with closing(_open(model)) as opened, steps("clips", len(clips)) as advance:
         click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
@@ -136,8 +146,28 @@ def evaluate(model: str, data: Path, split: str, form: str) -> None:
     for error in found.errors:
         click.echo(f"VideoError: {error}", err=True)
     click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else _table(found))
+    if record:
+        _record(model, record, found)
     if found.errors:
         raise click.exceptions.Exit(1)
+
+
+def _read_about(path: Path | None) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except ValueError as error:
+        raise click.UsageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise click.UsageError(f"{path} must hold an object")
+    return about
+
+
+def _record(model: str, name: str, found: Evaluation) -> None:
+    """Keep an evaluation in the model directory."""
+    from edgeclf.model_directory import read_description, write_description
+
+    description = read_description(Path(model))
+    write_description(Path(model), replace(description, evaluation={**description.evaluation, name: found.to_dict()}))
 
 
 def _open(name: str) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -44,12 +44,20 @@ Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # a ta
 
 
 def train_lite0_gru(
-    dataset: Dataset, path: Path, name: str, settings: FitSettings, *, cache: Path, say: Say, steps: Steps
+    dataset: Dataset,
+    path: Path,
+    name: str,
+    settings: FitSettings,
+    *,
+    cache: Path,
+    say: Say,
+    steps: Steps,
+    about: Mapping[str, Any] | None = None,
 ) -> ModelDescription:
     """Train on the data set's training split, keep the best epoch on its validation split, write the model directory.
 
     A test split is measured once, at the end. Videos that cannot be read are reported and left out of training;
-    in the test they count as wrong.
+    in the test they count as wrong. about: what the model card shall say beside what is known here.
     """
     keras = import_keras()
     keras.utils.set_random_seed(settings.seed)
@@ -93,7 +101,7 @@ def train_lite0_gru(
         CLIP,
         "mean",
         keras.__version__,
-        {**_provenance(dataset), "fit": asdict(settings), "best_epoch": fitted.best_epoch},
+        {**(about or {}), **_provenance(dataset), "fit": asdict(settings), "best_epoch": fitted.best_epoch},
         evaluation,
     )
     write_model(path, description, extractor, classifier, _parity_clips(dataset))

@@ -106,6 +106,8 @@ def test_help_of_train_imports_no_framework() -> None:
         (["evaluate", "{colors}", "{csv}", "--split", "later"], "'later' is not one of 'train', 'validation', 'test'"),
         (["evaluate", "{colors}", "{csv}", "--split", "validation"], "DataError: there is no clip to evaluate on"),
         (["evaluate", "{colors}", "{csv}", "--format", "xml"], "'xml' is not one of"),
+        (["evaluate", "{colors}", "{csv}", "--record", "x"], "--record keeps figures in a model directory"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--about", "{csv}"], "is not valid JSON"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -145,6 +147,13 @@ def test_options_of_lite0_gru_reach_the_recipe(clips: Path, lite0: Recipe, tmp_p
     assert (path, name) == (output, "a_model")
     assert settings == FitSettings(epochs=7, batch=9, learning_rate=0.5, seed=3)
     assert lite0.options["cache"] == tmp_path / "cache"
+    assert lite0.options["about"] == {}
+
+
+def test_words_for_the_model_card_reach_the_recipe(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "about.json").write_text('{"summary": "three colours"}')
+    edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "model", "--about", tmp_path / "about.json")
+    assert lite0.options["about"] == {"summary": "three colours"}
 
 
 def test_result_is_one_line_for_each_split_and_the_place(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
@@ -246,3 +255,19 @@ def test_model_directory_is_run_by_keras(csv: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "tiny on keras" in done.stderr
     assert tuple(json.loads(done.stdout)["classes"]) == LABELS
+
+
+@pytest.mark.keras
+def test_recorded_evaluation_stays_in_the_model_directory(csv: Path, tmp_path: Path) -> None:
+    require_keras()
+    from edgeclf.model_directory import read_description
+    from tests.support.keras_models import write_tiny_model
+
+    model = write_tiny_model(tmp_path / "tiny")
+    before = read_description(model)
+    csv.write_text(csv.read_text().replace(",red,", ",one,").replace(",green,", ",two,").replace(",blue,", ",three,"))
+    done = edgeclf("evaluate", model, csv, "--record", "colours", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    after = read_description(model)
+    assert after.evaluation["colours"] == json.loads(done.stdout)
+    assert {**after.evaluation, "colours": None} == {**before.evaluation, "colours": None}
