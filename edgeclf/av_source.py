@@ -7,15 +7,15 @@ interlaced H.264, which OpenCV 4.13 to 5.0 hands out as black pictures that coun
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeclf.errors import MissingExtraError, VideoError
+from edgeclf.errors import VideoError, import_extra
 from edgeclf.video import Frame, RgbImage
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 MAX_PIXELS = 64 << 20  # a 16000x16000 MJPEG of 1.5 MB took 1.2 GB to decode
 MAX_BAD_PACKETS = 100  # in a row; then nothing more is to be expected of the file
-_MIN_STEP = 1e-3  # seconds between frames whose time stamps stand still or go back
+_MIN_STEP = 1e-3  # seconds between frames whose time stamps stand still or go back a little
+_MAX_STEP_BACK = 1.0  # seconds; time stamps that go back further start anew
 _RATES = (0.1, 1000.0)  # declared frame rates outside are not believed
 
 
@@ -39,6 +40,7 @@ class AvSource:
         self.decoder = ""
         self.dropped: dict[str, int] = {}
         self._closed = False
+        self._packets_read = 0
 
     def frames(self) -> Iterator[Frame]:
         av = _import_av()
@@ -47,12 +49,15 @@ class AvSource:
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(f"{self.name} cannot be read as a video: {_reason(error)}", hint=_OPEN_HINT) from error
         with container:
+            if container.format.name in _PLAYLISTS:
+                raise VideoError(f"{self.name} is a list of other files ({container.format.name})", hint=_LIST_HINT)
             clock = _Clock()
             reformatter = av.video.reformatter.VideoReformatter()
             stream = _video_stream(container, self.name)
             self.decoder = f"PyAV {av.__version__} {stream.codec_context.name}"
             for picture in self._pictures(container, stream):
                 yield Frame(clock.seconds(picture), partial(_upright_rgb, reformatter, picture))
+            self._account(clock.frames)
             self._raise_if_damaged(clock.frames)
 
     def close(self) -> None:
@@ -83,7 +88,8 @@ class AvSource:
             except errors.FFmpegError:
                 self._drop("corrupt")
                 return
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            self._packets_read += packet.size > 0  # the last one is empty and flushes the decoder
+            if packet.size and stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 self._drop("too_large")
                 continue
             yield packet
@@ -98,6 +104,12 @@ class AvSource:
     def _drop(self, cause: str) -> None:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1
 
+    def _account(self, good: int) -> None:
+        """Count the packets that gave neither a picture nor an error, such as VP8's hidden reference frames."""
+        silent = self._packets_read - good - sum(self.dropped.values())
+        if silent > 0 and not self._closed:
+            self.dropped["no_picture"] = silent
+
     def _raise_if_damaged(self, good: int) -> None:
         if self._closed:
             return
@@ -111,6 +123,8 @@ class AvSource:
             raise VideoError(f"{self.name} is damaged: {lost} of {lost + good} pictures are lost", hint=_COPY_HINT)
 
 
+_PLAYLISTS = frozenset({"concat", "hls", "dash", "imf", "sdp"})  # what is read must be what was named
+_LIST_HINT = "name the videos themselves"
 _OPEN_HINT = "check that the file is complete and is a video"
 _COPY_HINT = "what could be decoded was used; copy or record the file again"
 _SCALE_HINT = "scale the video down first"
@@ -132,7 +146,11 @@ class _Clock:
         elif stamp is None:
             now = self._last + _frame_seconds(picture)
         else:
-            now = max(stamp - self._origin, self._last + _MIN_STEP)
+            now = stamp - self._origin
+            if now < self._last - _MAX_STEP_BACK:  # another recording was appended: it goes on from here
+                now = self._last + _frame_seconds(picture)
+                self._origin = stamp - now
+            now = max(now, self._last + _MIN_STEP)
         self.frames += 1
         self._last = now
         return now
@@ -156,23 +174,20 @@ def _upright_rgb(reformatter: VideoReformatter, picture: av.VideoFrame) -> RgbIm
 
 
 def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError.for_package("PyAV", "cpu") from error
+    av = import_extra("av", "PyAV", "cpu")
     av.logging.set_level(None)  # one damaged file can print hundreds of lines; damage is counted instead
     return av
 
 
 def _regular_file(name: str) -> str:
     """FFmpeg's name for the file. Pipes and devices, which block for ever, are refused."""
-    path = Path(name)
-    with suppress(OSError):
-        if path.is_file():
-            return f"file:{name}"
-        if path.exists():
-            raise VideoError(f"{name} is not a regular file", hint="name a video file")
-    raise VideoError(f"{name} does not exist", hint="check the path")
+    path = Path(name.removeprefix("file://"))
+    mode = path.stat().st_mode if path.exists() else 0
+    if not mode:
+        raise VideoError(f"{name} does not exist", hint="check the path")
+    if not stat.S_ISREG(mode):
+        raise VideoError(f"{name} is not a regular file", hint="name a video file")
+    return f"file:{path}"
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.errors import BundleError
-from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec, check_aggregate, check_labels
+from edgeclf.specs import (
+    Aggregate,
+    ClipSpec,
+    PreprocessSpec,
+    TensorSpec,
+    check_aggregate,
+    check_labels,
+    labels_from_json,
+    require,
+)
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -40,9 +49,9 @@ class ExtractorEntry:
         _check_precisions("the extractor", self.precisions)
         frames, features = _only(self.inputs, "extractor input"), _only(self.outputs, "extractor output")
         expected = TensorSpec(frames.name, "uint8", (None, *self.preprocess.size, 3))
-        _require(frames == expected, f"extractor input is {frames}, its preprocessing gives {expected}")
+        require(frames == expected, f"extractor input is {frames}, its preprocessing gives {expected}")
         fits = features.dtype == "float32" and len(features.shape) == 2 and features.shape[0] is None
-        _require(fits, f"extractor output is {features}, must be float32[N,F]")
+        require(fits, f"extractor output is {features}, must be float32[N,F]")
 
     @property
     def feature_size(self) -> int:
@@ -65,21 +74,21 @@ class ClassifierEntry:
 
     def __post_init__(self) -> None:
         who = f"classifier {self.name!r}"
-        _require(isinstance(self.name, str) and bool(self.name), "a classifier has no name")
+        require(isinstance(self.name, str) and bool(self.name), "a classifier has no name")
         check_labels(self.labels)
         check_aggregate(self.aggregate)
         _check_precisions(who, self.precisions)
         scores = _only(self.outputs, f"{who} output")
         expected = TensorSpec(scores.name, "float32", (None, len(self.labels)))
-        _require(scores == expected, f"{who} output is {scores}, its labels ask for {expected}")
+        require(scores == expected, f"{who} output is {scores}, its labels ask for {expected}")
         masked = self.clip.padding == "mask"
-        _require(len(self.inputs) == 1 + masked, f"{who} has {len(self.inputs)} inputs, must have {1 + masked}")
+        require(len(self.inputs) == 1 + masked, f"{who} has {len(self.inputs)} inputs, must have {1 + masked}")
         features = self.inputs[0]
         fits = features.dtype == "float32" and len(features.shape) == 3 and features.shape[1] == self.clip.length
-        _require(fits, f"{who} input is {features}, must be float32[N,{self.clip.length},F]")
+        require(fits, f"{who} input is {features}, must be float32[N,{self.clip.length},F]")
         if masked:
             length = self.inputs[1]
-            _require(length == TensorSpec(length.name, "int32", (None,)), f"{who} input is {length}, must be int32[N]")
+            require(length == TensorSpec(length.name, "int32", (None,)), f"{who} input is {length}, must be int32[N]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +104,14 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _require(bool(self.classifiers), "it has no classifier")
+        require(bool(self.classifiers), "it has no classifier")
         names = [entry.name for entry in self.classifiers]
-        _require(len(set(names)) == len(names), f"two classifiers have one name: {names}")
+        require(len(set(names)) == len(names), f"two classifiers have one name: {names}")
         for name in self.files:
-            _require(Path(name).name == name and name not in (".", ".."), f"file name {name!r} leads out of the bundle")
+            require(Path(name).name == name and name not in (".", ".."), f"file name {name!r} leads out of the bundle")
         for precisions in (self.extractor.precisions, *(entry.precisions for entry in self.classifiers)):
             for file in precisions.values():
-                _require(file in self.files, f"graph {file!r} is not among its files")
+                require(file in self.files, f"graph {file!r} is not among its files")
         for entry in self.classifiers:
             _check_feature_sizes(self.extractor, entry)
 
@@ -134,9 +143,9 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: Any) -> Manifest:
         """The checked manifest; raises ValueError, KeyError or TypeError where it makes no sense."""
-        _require(isinstance(data, dict), "it is not an object")
+        require(isinstance(data, dict), "it is not an object")
         version = data.get("schema_version")
-        _require(version == SCHEMA_VERSION, f"schema_version is {version!r}, this edgeclf reads {SCHEMA_VERSION}")
+        require(version == SCHEMA_VERSION, f"schema_version is {version!r}, this edgeclf reads {SCHEMA_VERSION}")
         return cls(
             name=str(data["name"]),
             extractor=ExtractorEntry(
@@ -224,9 +233,11 @@ def _resolve(name: str) -> tuple[Path, str | None]:
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
     try:
+        if not _is_inside(file, path):
+            raise BundleError(f"{path} has no {MANIFEST_NAME}", hint="name the folder that export wrote")
         if file.stat().st_size > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{file} is larger than {_MAX_MANIFEST_BYTES >> 20} MB", hint=_EXPORT_AGAIN)
-        return Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return Manifest.from_dict(json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
     except OSError as error:
         raise BundleError(
             f"{path} has no readable {MANIFEST_NAME}", hint="name the folder that export wrote"
@@ -237,13 +248,29 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file} is not valid: {error}", hint=_EXPORT_AGAIN) from error
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether it is a file of the folder itself, not a pipe or a link to elsewhere."""
+    return file.is_file() and file.resolve().parent == folder.resolve()
+
+
 def _verify_files(path: Path, manifest: Manifest) -> None:
-    for name, digest in manifest.files.items():
-        file = path / name
-        if not file.is_file() or file.resolve().parent != path.resolve():
-            raise BundleError(f"{file} is missing or leads out of the bundle", hint=_EXPORT_AGAIN)
-        if sha256_of(file) != digest:
-            raise BundleError(f"{file} was altered: its SHA-256 is not that of the manifest", hint=_EXPORT_AGAIN)
+    """Every file is as the manifest says, and there is no other: a graph may name further files for its weights."""
+    try:
+        if unknown := sorted({file.name for file in path.iterdir()} - {MANIFEST_NAME, *manifest.files}):
+            raise BundleError(
+                f"{path} holds {', '.join(unknown)}, which its manifest does not name", hint=_EXPORT_AGAIN
+            )
+        for name, digest in manifest.files.items():
+            if not _is_inside(path / name, path):
+                raise BundleError(f"{path / name} is missing or leads out of the bundle", hint=_EXPORT_AGAIN)
+            if sha256_of(path / name) != digest:
+                raise BundleError(f"{path / name} was altered: its SHA-256 is not the manifest's", hint=_EXPORT_AGAIN)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="check its files and their permissions") from error
 
 
 def _pick_classifier(path: Path, manifest: Manifest, wanted: str | None) -> ClassifierEntry:
@@ -274,7 +301,7 @@ def _graph_from_dict(data: Any) -> dict[str, Any]:
 def _classifier_from_dict(data: Any) -> ClassifierEntry:
     return ClassifierEntry(
         name=data["name"],
-        labels=tuple(data["labels"]),
+        labels=labels_from_json(data["labels"]),
         clip=ClipSpec.from_dict(data["clip"]),
         aggregate=data["aggregate"],
         evaluation=dict(data["evaluation"]),
@@ -283,22 +310,17 @@ def _classifier_from_dict(data: Any) -> ClassifierEntry:
 
 
 def _check_precisions(who: str, precisions: Mapping[str, str]) -> None:
-    _require("fp32" in precisions, f"{who} has no fp32 graph")
+    require("fp32" in precisions, f"{who} has no fp32 graph")
 
 
 def _check_feature_sizes(extractor: ExtractorEntry, entry: ClassifierEntry) -> None:
     asked = entry.inputs[0].shape[2]
-    _require(
+    require(
         asked == extractor.feature_size,
         f"classifier {entry.name!r} takes {asked} values a frame, the extractor gives {extractor.feature_size}",
     )
 
 
 def _only(specs: tuple[TensorSpec, ...], what: str) -> TensorSpec:
-    _require(len(specs) == 1, f"there must be one {what}, not {len(specs)}")
+    require(len(specs) == 1, f"there must be one {what}, not {len(specs)}")
     return specs[0]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)

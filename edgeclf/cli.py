@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import cast
 import click
 
 from edgeclf import __version__
-from edgeclf.errors import EdgeclfError, ExportError, ParityError
+from edgeclf.errors import EdgeclfError
 
 _COMMANDS = {
     "infer": ("edgeclf.runtime.command:infer", "Classify video files, or play the demo."),
@@ -20,7 +21,7 @@ _COMMANDS = {
     "bench": ("edgeclf.bench.command:bench", "Measure throughput and latency beside the loops it replaces."),
     "export": ("edgeclf.export.command:export", "Convert a trained model into a bundle that agrees with it."),
 }
-_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_FAILED, _INTERRUPTED = 1, 130
 
 
 class _LazyGroup(click.Group):
@@ -54,20 +55,35 @@ def main() -> None:
     """Run the command line and exit: 0 success, 1 the job failed, 2 wrong usage, 130 interrupted."""
     # Importing NumPy and OpenCV starts OpenBLAS threads that spin beside ours.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _prepare_output()
     try:
         sys.exit(cli.main(prog_name="edgeclf", standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(_INTERRUPTED)
-    except EdgeclfError as error:
-        click.echo(f"{error.kind}: {error}", err=True)
-        sys.exit(_FAILED if isinstance(error, (ParityError, ExportError)) else _USAGE)
-    except BrokenPipeError:
+    except (click.ClickException, EdgeclfError, OSError) as error:
+        sys.exit(_report(error))
+
+
+def _prepare_output() -> None:
+    """Let file names through that the terminal cannot show; end at once where results have nowhere to go."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        sys.exit(_FAILED)
+
+
+def _report(error: click.ClickException | EdgeclfError | OSError) -> int:
+    """Say on stderr what went wrong; the exit code."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):  # the reader of our output went away; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing stdout fails once more
-        sys.exit(_FAILED)
-    except OSError as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(_FAILED)
+        return _FAILED
+    if isinstance(error, EdgeclfError):
+        click.echo(f"{error.kind}: {error}", err=True)
+        return error.exit_code
+    click.echo(f"{type(error).__name__}: {error}", err=True)
+    return _FAILED

@@ -18,7 +18,7 @@ from edgeclf.specs import ClipSpec
 
 Flag = Literal["partial", "stale"]
 
-_SLOT_TOLERANCE = 1e-3  # of a slot: time stamps are rounded to their container's time base
+_ROUNDING = 0.6e-3  # seconds: Matroska and FLV round time stamps to milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class FrameSampler:
         if self._last is None or restart:
             self._origin, self._next_slot = pts_seconds, 0
         self._last = pts_seconds
-        reached = int((pts_seconds - self._origin) * self._clip.rate + _SLOT_TOLERANCE)
+        reached = int((pts_seconds - self._origin + _ROUNDING) * self._clip.rate)
         slots = max(0, reached + 1 - self._next_slot)
         self._next_slot += slots
         return Sample(slots, restart)

@@ -12,9 +12,14 @@ EdgeclfError
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class EdgeclfError(Exception):
     """Root of all errors that name their cause and, in `hint`, what to do about it."""
+
+    exit_code = 2  # of the command line: 1 where the job failed its purpose, 2 where it could not be begun as asked
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -37,6 +42,14 @@ class BundleError(EdgeclfError):
 class VideoError(EdgeclfError):
     """A source is missing, unreadable, damaged or not a video."""
 
+    exit_code = 1
+
+
+class NoSourceError(VideoError):
+    """A folder or glob names no video at all."""
+
+    exit_code = 2
+
 
 class SessionError(EdgeclfError):
     """A backend, device or precision that was asked for cannot be used."""
@@ -49,15 +62,30 @@ class DataError(EdgeclfError):
 class ExportError(EdgeclfError):
     """A model holds something that the exporter cannot convert."""
 
+    exit_code = 1
+
 
 class ParityError(EdgeclfError):
     """A converted graph gives other answers than the model that it came from."""
 
+    exit_code = 1
+
 
 class MissingExtraError(EdgeclfError):
-    """A package of an optional extra is not installed."""
+    """A package of an optional extra is not installed, or cannot be loaded."""
 
-    @classmethod
-    def for_package(cls, package: str, extra: str) -> MissingExtraError:
-        """The error for `package`, which `pip install "edgeclf[extra]"` brings."""
-        return cls(f"{package} is not installed", hint=f'pip install "edgeclf[{extra}]"')
+
+def import_extra(module: str, package: str, extra: str) -> Any:
+    """The module that `pip install "edgeclf[extra]"` brings as a part of `package`.
+
+    Raises MissingExtraError that tells a package that is not there from one that is broken.
+    """
+    cure = f'pip install "edgeclf[{extra}]"'
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(f"{package} is not installed", hint=cure) from error
+    except ImportError as error:
+        raise MissingExtraError(f"{package} cannot be loaded: {error}", hint=f"install it again: {cure}") from error

@@ -18,11 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.errors import BundleError, MissingExtraError
+from edgeclf.errors import BundleError, import_extra
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import Floats, Model
 from edgeclf.runtime.session import Arrays, Placement
-from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec, TensorSpec, check_aggregate, check_labels
+from edgeclf.specs import (
+    Aggregate,
+    ClipSpec,
+    PreprocessSpec,
+    TensorSpec,
+    check_aggregate,
+    check_labels,
+    labels_from_json,
+)
 
 SCHEMA_VERSION = 1
 DESCRIPTION_NAME = "model.json"
@@ -86,7 +94,7 @@ class ModelDescription:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this edgeclf reads {SCHEMA_VERSION}")
         return cls(
             **{key: data[key] for key in ("name", "recipe", "aggregate", "keras_version", "provenance", "evaluation")},
-            labels=tuple(data["labels"]) if isinstance(data["labels"], list) else data["labels"],
+            labels=labels_from_json(data["labels"]),
             preprocess=PreprocessSpec.from_dict(data["preprocess"]),
             clip=ClipSpec.from_dict(data["clip"]),
         )
@@ -173,12 +181,8 @@ def import_keras() -> Any:
     """The `keras` module, on TensorFlow and with its log turned down."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    try:
-        import keras
-        import tensorflow  # noqa: F401 - says now, not later, that it is missing
-    except ImportError as error:
-        raise MissingExtraError.for_package("Keras with TensorFlow", "train") from error
-    return keras
+    import_extra("tensorflow", "TensorFlow", "train")  # says now, not later, that it is missing
+    return import_extra("keras", "Keras", "train")
 
 
 class KerasSession:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeclf.errors import MissingExtraError
+from edgeclf.errors import import_extra
 from edgeclf.specs import PreprocessSpec
 from edgeclf.video import RgbImage
 
@@ -60,8 +60,4 @@ def _interpolation(spec: PreprocessSpec) -> int:
 
 
 def _import_cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtraError.for_package("OpenCV", "cpu") from error
-    return cv2
+    return import_extra("cv2", "OpenCV", "cpu")

@@ -7,7 +7,7 @@ A value that makes no sense raises `ValueError`; whoever reads a file turns that
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 Crop = Literal["center_square", "none", "letterbox"]
 Interpolation = Literal["linear", "area"]
@@ -15,6 +15,10 @@ Color = Literal["rgb", "gray3"]
 Sampling = Literal["rate"]
 Padding = Literal["mask", "repeat_last"]
 Aggregate = Literal["mean", "first", "vote"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+_HOUR = 3600.0
+_MAX_GAP_SLOTS = 10_000  # a frame behind a gap is repeated for each of them
 
 _Spec = TypeVar("_Spec", bound="_Record")
 
@@ -42,14 +46,15 @@ class _Record:
         return cls(**values)
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless it holds."""
     if not holds:
         raise ValueError(message)
 
 
 def _one_of(name: str, value: object, choices: Any) -> None:
     allowed = get_args(choices)
-    _require(value in allowed, f"{name} is {value!r}, must be one of {', '.join(allowed)}")
+    require(value in allowed, f"{name} is {value!r}, must be one of {', '.join(allowed)}")
 
 
 def _is_number(value: object) -> bool:
@@ -60,12 +65,17 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_labels(labels: object) -> None:
+def check_labels(labels: tuple[str, ...]) -> None:
     """Raise ValueError unless these are two labels or more, each with a name of its own."""
-    fits = isinstance(labels, tuple) and all(isinstance(label, str) and label for label in labels)
-    _require(fits, f"labels are {labels!r}, must be a list of names")
-    _require(isinstance(labels, tuple) and len(labels) >= 2, "there are fewer than two labels")
-    _require(isinstance(labels, tuple) and len(set(labels)) == len(labels), "there is one label twice")
+    require(len(labels) >= 2, "there are fewer than two labels")
+    require(len(set(labels)) == len(labels), "there is one label twice")
+
+
+def labels_from_json(labels: object) -> tuple[str, ...]:
+    """The labels out of a JSON list of names; raises ValueError where it is anything else."""
+    fits = isinstance(labels, list) and all(isinstance(label, str) and label.isprintable() for label in labels)
+    require(fits and "" not in cast("list[str]", labels), f"labels are {labels!r}, must be a list of names")
+    return tuple(cast("list[str]", labels))
 
 
 def check_aggregate(aggregate: object) -> None:
@@ -82,11 +92,11 @@ class TensorSpec(_Record):
     shape: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.name, str) and self.name != "", "a tensor needs a name")
-        _require(self.dtype in ("uint8", "int32", "float32"), f"dtype {self.dtype!r} of {self.name!r} is not supported")
-        _require(isinstance(self.shape, tuple), f"shape of {self.name!r} must be a list")
+        require(isinstance(self.name, str) and self.name != "", "a tensor needs a name")
+        require(self.dtype in ("uint8", "int32", "float32"), f"dtype {self.dtype!r} of {self.name!r} is not supported")
+        require(isinstance(self.shape, tuple), f"shape of {self.name!r} must be a list")
         sizes_fit = all(size is None or _is_count(size) for size in self.shape)
-        _require(sizes_fit, f"shape {self.shape} of {self.name!r} must hold positive sizes or null")
+        require(sizes_fit, f"shape {self.shape} of {self.name!r} must hold positive sizes or null")
 
     def __str__(self) -> str:
         sizes = ",".join("N" if size is None else str(size) for size in self.shape)
@@ -107,8 +117,8 @@ class PreprocessSpec(_Record):
 
     def __post_init__(self) -> None:
         fits = isinstance(self.size, tuple) and len(self.size) == 2 and all(_is_count(n) for n in self.size)
-        _require(fits, f"size {self.size!r} must be (height, width)")
-        _require(max(self.size) <= 4096, f"size {self.size} exceeds 4096 pixels")
+        require(fits, f"size {self.size!r} must be (height, width)")
+        require(max(self.size) <= 4096, f"size {self.size} exceeds 4096 pixels")
         _one_of("crop", self.crop, Crop)
         _one_of("interpolation", self.interpolation, Interpolation)
         _one_of("color", self.color, Color)
@@ -131,10 +141,14 @@ class ClipSpec(_Record):
     padding: Padding = "mask"
 
     def __post_init__(self) -> None:
-        _require(_is_count(self.length) and self.length <= 4096, f"length {self.length!r} must be 1 to 4096")
-        _require(_is_number(self.rate) and 0.01 <= self.rate <= 1000, f"rate {self.rate!r} must be 0.01 to 1000")
-        _require(_is_number(self.hop_seconds) and self.hop_seconds > 0, "hop_seconds must be positive")
-        _require(_is_number(self.stale_seconds) and self.stale_seconds > 0, "stale_seconds must be positive")
+        require(_is_count(self.length) and self.length <= 4096, f"length {self.length!r} must be 1 to 4096")
+        require(_is_number(self.rate) and 0.01 <= self.rate <= 1000, f"rate {self.rate!r} must be 0.01 to 1000")
+        require(_is_number(self.hop_seconds) and 0 < self.hop_seconds <= _HOUR, "hop_seconds must be 0 to 3600")
+        require(_is_number(self.stale_seconds) and 0 < self.stale_seconds <= _HOUR, "stale_seconds must be 0 to 3600")
+        slots = self.stale_seconds * self.rate
+        require(
+            slots <= _MAX_GAP_SLOTS, f"stale_seconds lets a gap fill {slots:.0f} frames, {_MAX_GAP_SLOTS} are allowed"
+        )
         _one_of("sampling", self.sampling, Sampling)
         _one_of("padding", self.padding, Padding)
 
@@ -145,7 +159,7 @@ class ClipSpec(_Record):
         A gap of half a clip, one second at the least, makes a clip stale.
         """
         seconds = length / rate
-        return cls(length, rate, hop_seconds or seconds / 4, max(1.0, seconds / 2))
+        return cls(length, rate, seconds / 4 if hop_seconds is None else hop_seconds, max(1.0, seconds / 2))
 
     @property
     def seconds(self) -> float:

@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "cv2":
         raise
-    raise MissingExtraError.for_package("OpenCV", "cpu") from error
+    raise MissingExtraError("OpenCV is not installed", hint='pip install "edgeclf[cpu]"') from error
 
 ACTIONS = ("fall", "get_up", "sit_down", "stand_up", "still", "walk", "wave_fast", "wave_slow")
 LOOKS: tuple[LookFamily, ...] = get_args(LookFamily)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.errors import VideoError
+from edgeclf.errors import NoSourceError, VideoError
 from edgeclf.registry import Registry
+
+log = logging.getLogger(__name__)
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
 
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)\S+@")  # to the last @: passwords hold @ and / too
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class VideoSource(Protocol):
         """
 
     def close(self) -> None:
-        """Give up files and memory; `frames` ends. Safe to call twice."""
+        """Make `frames` end, which gives up files and memory. Safe to call twice."""
 
 
 _SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(
@@ -108,27 +112,39 @@ def redacted(source: str) -> str:
 
 
 def expand_sources(names: Iterable[str]) -> list[str]:
-    """Paths and URLs with every folder replaced by its videos and every glob by its matches, in order.
+    """Paths and URLs with every folder replaced by its videos and every glob by its matches, in order, each once.
 
-    A name that is neither is kept as it is, also if nothing is there: opening it will say so.
-    Raises VideoError where a folder holds no video or a glob matches nothing.
+    A name that is neither is kept as it is, also if nothing is there or it cannot be looked at: opening it
+    will say so. Raises NoSourceError where a folder holds no video or a glob matches nothing.
     """
-    return [source for name in names for source in _expand(name)]
+    return list(dict.fromkeys(source for name in names for source in _expand(name)))
 
 
 def _expand(name: str) -> list[str]:
-    path = Path(name)
     if _SCHEME.match(name):
         return [name]
-    if path.is_dir():
-        return _found(name, (p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()))
-    if glob.has_magic(name) and not path.exists():
-        return _found(name, (p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()))
+    if not name:
+        raise NoSourceError("a source has an empty name", hint="is a variable of the script not set?")
+    try:
+        if Path(name).is_dir():
+            return _found(name, _files_below(Path(name)))
+        if glob.has_magic(name) and not Path(name).exists():
+            return _found(name, (p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()))
+    except OSError as error:
+        log.debug("%s cannot be looked at: %s", name, error)
     return [name]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The videos of a folder at any depth; a folder that cannot be read is kept, so that opening it says so."""
+    unreadable: list[str] = []
+    for path, _, files in os.walk(folder, onerror=lambda error: unreadable.append(str(error.filename))):
+        yield from (Path(path, file) for file in files if Path(file).suffix.lower() in VIDEO_SUFFIXES)
+    yield from map(Path, unreadable)
 
 
 def _found(name: str, paths: Iterable[Path]) -> list[str]:
     found = sorted(map(str, paths))
     if not found:
-        raise VideoError(f"no video in {name}", hint="check the path, and quote a glob if the shell expands it")
+        raise NoSourceError(f"no video in {name}", hint="check the path, and quote a glob if the shell expands it")
     return found

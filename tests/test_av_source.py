@@ -160,3 +160,50 @@ def test_pixels_are_those_of_opencv(shared_data: Path) -> None:
         ok, image = capture.read()
         assert ok
         assert np.array_equal(frame.image, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def test_recording_appended_to_another_goes_on_in_time(tmp_path: Path) -> None:
+    parts = [
+        write_video(tmp_path / f"{n}.ts", plain(color, 2), codec="mpeg4") for n, color in enumerate((RED, BLUE))
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    times, _ = times_and_means(joined)
+    assert len(times) >= 98
+    assert times[-1] == pytest.approx(4.0, abs=0.2)
+    assert times == sorted(set(times))
+
+
+def test_list_of_other_files_is_refused(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", plain(RED, 1))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 'a.mp4'\n")
+    with pytest.raises(VideoError, match=r"is a list of other files \(concat\)"):
+        list(AvSource(str(tmp_path / "list.mp4")).frames())
+
+
+def test_file_url_is_a_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 1))
+    assert len(list(AvSource(f"file://{path}").frames())) == 25
+
+
+def test_picture_beyond_the_limit_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 1))
+    monkeypatch.setattr("edgeclf.av_source.MAX_PIXELS", 48 * 64 - 1)
+    count, message, dropped = read_all(path)
+    assert (count, dropped) == (0, {"too_large": 25})
+    assert "25 pictures exceed" in message
+
+
+@pytest.mark.shared
+def test_every_packet_is_accounted_for(shared_data: Path) -> None:
+    import av
+
+    for path in sorted((shared_data / "streams").rglob("*.*")):
+        if path.suffix in (".csv",):
+            continue
+        with av.open(str(path)) as container:
+            packets = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+        count, _, dropped = read_all(path)
+        assert count + sum(dropped.values()) == packets, path.name

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_unknown_classifier_lists_the_known(colors: Path) -> None:
 
 
 def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no readable manifest"):
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
         open_bundle(tmp_path)
 
 
@@ -79,6 +80,7 @@ BROKEN: list[tuple[Edit, str]] = [
     (lambda m: m["classifiers"][0].update(aggregate="median"), "aggregate is"),
     (lambda m: m["extractor"].update(precisions={}), "no fp32 graph"),
     (lambda m: m.update(files=[]), "is not valid"),
+    (lambda m: m["classifiers"][0].update(labels="xyz"), "must be a list of names"),
     (lambda m: m.update(classifiers="x"), "is not valid"),
 ]
 
@@ -94,6 +96,29 @@ def test_manifest_that_contradicts_itself_is_refused(copy: Path, change: Edit, m
 def test_manifest_that_is_no_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / MANIFEST_NAME).write_text(text)
     with pytest.raises(BundleError):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", ".hidden"])
+def test_file_that_the_manifest_does_not_name_is_refused(copy: Path, name: str) -> None:
+    (copy / name).touch()  # a graph could take its weights from it, unhashed
+    with pytest.raises(BundleError, match="which its manifest does not name"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e308"])
+def test_number_that_is_none_is_refused(copy: Path, number: str) -> None:
+    text = (copy / MANIFEST_NAME).read_text()
+    (copy / MANIFEST_NAME).write_text(text.replace('"stale_seconds": 1.0', f'"stale_seconds": {number}'))
+    with pytest.raises(BundleError, match="is not valid"):
+        open_bundle(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_manifest_that_is_a_pipe_is_refused_at_once(copy: Path) -> None:
+    (copy / MANIFEST_NAME).unlink()
+    os.mkfifo(copy / MANIFEST_NAME)
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
         open_bundle(copy)
 
 

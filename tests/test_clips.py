@@ -40,6 +40,12 @@ def test_time_stamps_rounded_to_milliseconds_do_not_lose_slots() -> None:
     assert slots_of([0.0, 0.2, 0.3999, 0.5999]) == [1, 1, 1, 1]
 
 
+def test_time_stamps_rounded_to_milliseconds_give_an_even_grid() -> None:
+    clip = ClipSpec.by_rate(8, 15.0)
+    assert slots_of([round(n / 30, 3) for n in range(13)], clip) == [1, 0] * 6 + [1]
+    assert slots_of([round(n / 15, 3) for n in range(40)], clip) == [1] * 40
+
+
 def test_late_frame_fills_the_slots_it_is_first_for() -> None:
     assert slots_of([0.0, 0.65]) == [1, 3]
 

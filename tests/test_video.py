@@ -46,4 +46,5 @@ def test_unknown_scheme_is_refused_by_name() -> None:
 
 def test_credentials_do_not_reach_records() -> None:
     assert redacted("rtsp://admin:geheim@cam/1") == "rtsp://***@cam/1"
+    assert redacted("rtsp://admin:p@ss/w@cam/1") == "rtsp://***@cam/1"
     assert redacted("a@b.mp4") == "a@b.mp4"

@@ -18,8 +18,8 @@ from edgeclf.runtime.meter import StageTime
 from edgeclf.runtime.model import Model, open_model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions, run_loop
 from edgeclf.runtime.records import Prediction, SourceEnd
-from edgeclf.runtime.session import Device
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
+from edgeclf.specs import Device
 from edgeclf.video import open_video
 
 PIPELINED = "pipelined"
@@ -58,6 +58,7 @@ class Loop:
     placement: str
     options: dict[str, Any]
     run: Callable[[], Run]
+    device: str = "cpu"
 
 
 def runtime_loops(
@@ -67,8 +68,7 @@ def runtime_loops(
     single = open_model(bundle, device, precision=precision, threads=1)
     default = open_model(bundle, device, precision=precision, threads=0)
     options = LoopOptions.for_device(single.extractor.placement.device)
-    batch = batch or options.batch_size
-    options = LoopOptions(options.depth, options.workers, batch, options.max_wait, options.sources_at_once)
+    options = options.with_batch(batch) if batch else options
     return [
         _runtime_loop(PIPELINED, single, options, sources),
         _runtime_loop(ONE_THREAD, single, options.sequential(), sources),
@@ -78,7 +78,8 @@ def runtime_loops(
 
 def _runtime_loop(name: str, model: Model, options: LoopOptions, sources: Sequence[str]) -> Loop:
     shown = {"depth": options.depth, "workers": options.workers, "batch_size": options.batch_size}
-    return Loop(name, str(model.extractor.placement), shown, partial(_run, model, options, sources))
+    placement = model.extractor.placement
+    return Loop(name, str(placement), shown, partial(_run, model, options, sources), placement.device)
 
 
 def _run(model: Model, options: LoopOptions, sources: Sequence[str]) -> Run:

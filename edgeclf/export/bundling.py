@@ -156,7 +156,5 @@ def _put_in_place(path: Path, target: Path) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if target.suffix != ".edgeclf":
-        raise ExportError(f"{target} is no name for a bundle", hint="name it NAME.edgeclf")
     if target.exists() and not (target / MANIFEST_NAME).is_file():
         raise ExportError(f"{target} exists and is no bundle", hint="choose another name")

@@ -6,7 +6,7 @@ import logging
 import warnings
 from typing import Any
 
-from edgeclf.errors import ExportError, MissingExtraError
+from edgeclf.errors import ExportError, import_extra
 
 OPSET = 17
 IR_VERSION = 8
@@ -94,8 +94,4 @@ def _with_batch(value: Any, name: str) -> Any:
 
 
 def _import_tf2onnx() -> Any:
-    try:
-        import tf2onnx
-    except ImportError as error:
-        raise MissingExtraError.for_package("tf2onnx", "export") from error
-    return tf2onnx
+    return import_extra("tf2onnx", "tf2onnx", "export")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 from click.core import ParameterSource
+
+from edgeclf.specs import Device
 
 if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
     from edgeclf.runtime.records import Prediction
 
 _FORMATS = ("table", "jsonl", "csv", "vtt")
-_DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 
 @click.command()
@@ -23,13 +25,19 @@ _DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 @click.option("-s", "--source", "more_sources", multiple=True, metavar="SOURCE", help="A source; may be repeated.")
 @click.option("-b", "--bundle", metavar="NAME|PATH", help="A packaged classifier, or the folder of a bundle.")
 @click.option(
-    "--device", type=click.Choice(_DEVICES), default="auto", show_default=True, help="Where the extractor runs."
+    "--device", type=click.Choice(get_args(Device)), default="auto", show_default=True, help="Where the extractor runs."
 )
 @click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
-@click.option("--conf", type=click.FloatRange(0, 1), default=0.0, help="Below this score the label is 'unknown'.")
+@click.option(
+    "--conf",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Below this score the label is 'unknown'.",
+)
 @click.option("--top-k", type=click.IntRange(1), help="How many labels to give with their scores.")
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output on stdout."
@@ -40,7 +48,7 @@ def infer(
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
     bundle: str | None,
-    device: str,
+    device: Device,
     precision: str,
     batch: int | None,
     conf: float,
@@ -69,11 +77,11 @@ def infer(
         _play_demo()
         return
     names = expand_sources((*sources, *more_sources))
-    _check_usage(names, bundle, form, save)
+    _check_usage(names, bundle, form, save, conf)
     failed = False
     shown: list[Prediction] = []
-    with open_classifier(bundle or "", device=device, precision=precision) as classifier:  # type: ignore[arg-type]
-        options = replace(classifier.options, batch_size=batch) if batch else classifier.options
+    with open_classifier(bundle or "", device=device, precision=precision) as classifier:
+        options = classifier.options.with_batch(batch) if batch else classifier.options
         click.echo(_banner(classifier, options.workers), err=True)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k)
         for record in run_loop(names, classifier.model, options, threshold=conf):
@@ -115,21 +123,34 @@ def _save(source: str, predictions: list[Prediction], path: Path) -> None:
     click.echo(f"{path}: {written} frames", err=True)
 
 
-def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None) -> None:
+def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None, conf: float) -> None:
     from edgeclf.bundle import packaged_classifiers
-    from edgeclf.runtime.overlay import SUFFIXES
 
     if not names:
         raise click.UsageError("name at least one SOURCE")
     if bundle is None:
         known = ", ".join(packaged_classifiers()) or "none"
         raise click.UsageError(f"say which model to use with --bundle; packaged: {known}")
+    if math.isnan(conf):
+        raise click.UsageError("--conf must be a number from 0 to 1")
     if form == "vtt" and len(names) > 1:
         raise click.UsageError(f"--format vtt describes one source, {len(names)} were named")
-    if save and len(names) > 1:
+    if save:
+        _check_save(names, save)
+
+
+def _check_save(names: list[str], save: Path) -> None:
+    """Say now, not after all the work, that the labelled copy cannot be written."""
+    from edgeclf.runtime.overlay import SUFFIXES
+
+    if len(names) > 1:
         raise click.UsageError(f"--save writes one source, {len(names)} were named")
-    if save and save.suffix not in SUFFIXES:
+    if save.suffix.lower() not in SUFFIXES:
         raise click.UsageError(f"--save writes {', '.join(SUFFIXES)}, not {save.suffix or 'a name without ending'}")
+    if not os.access(save.parent, os.W_OK):
+        raise click.UsageError(f"--save cannot write into the folder {save.parent}")
+    if save.exists() and Path(names[0]).exists() and save.samefile(names[0]):
+        raise click.UsageError("--save would overwrite the source itself")
 
 
 def _banner(classifier: Classifier, workers: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeclf.errors import MissingExtraError, VideoError
+from edgeclf.errors import VideoError, import_extra
 from edgeclf.runtime.timeline import Segment
 from edgeclf.video import RgbImage, VideoSource
 
@@ -28,11 +28,11 @@ Picture = tuple[float, RgbImage]  # seconds, uint8 (H, W, 3) RGB
 def save_labelled(source: VideoSource, segments: Sequence[Segment], path: Path) -> int:
     """Write the frames of `source`, labelled by `segments`, to an .mp4, .mkv or .gif; the number of frames written.
 
-    Frames keep their times; sound is left out. A GIF has at most 10 frames a second and is at most 480 pixels
-    wide. `path` is whole or is not there. Of a damaged source the good frames are written. Raises VideoError where
-    it has none, or where the encoder cannot write them.
+    Frames keep their times, as far as the format can hold them; sound is left out. A GIF has at most 10 frames a
+    second and is at most 480 pixels wide. `path` is whole or is not there. Of a damaged source the good frames
+    are written. Raises VideoError where it has none, or where the encoder cannot write them.
     """
-    animation = path.suffix == ".gif"
+    animation = path.suffix.lower() == ".gif"
     unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
     with closing(source):
         pictures = _labelled(_good(source, animation), segments, _GIF_WIDTH if animation else None)
@@ -162,8 +162,4 @@ def _picture(av: Any, image: RgbImage, seconds: float) -> av.VideoFrame:
 
 
 def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError.for_package("PyAV", "cpu") from error
-    return av
+    return import_extra("av", "PyAV", "cpu")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from edgeclf.bundle import open_bundle
 from edgeclf.errors import VideoError
@@ -17,8 +18,8 @@ from edgeclf.runtime.meter import Meter, StageTime
 from edgeclf.runtime.model import Model, open_model
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
-from edgeclf.runtime.session import Device
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract
+from edgeclf.specs import Device
 from edgeclf.video import VideoSource, open_video, redacted
 
 Source = str | Path | VideoSource
@@ -50,6 +51,11 @@ class LoopOptions:
         """The same work on the caller's thread alone: the reference in tests, the baseline in benchmarks."""
         return LoopOptions(depth=0, workers=0, batch_size=self.batch_size)
 
+    def with_batch(self, size: int) -> LoopOptions:
+        """The same with batches of `size` frames, which are given a little time and room to fill."""
+        wait = self.max_wait if size <= self.batch_size else max(self.max_wait, 0.02)
+        return replace(self, batch_size=size, depth=max(self.depth, size), max_wait=wait)
+
 
 @dataclass(frozen=True, slots=True)
 class LoopMeters:
@@ -71,7 +77,7 @@ def run_loop(
     *,
     threshold: float = 0.0,
     meters: LoopMeters | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Predictions of all sources as they come, and for each source its result and its end.
 
     A source that cannot be read ends with its error and harms no other. Closing the iterator stops every thread.
@@ -105,12 +111,16 @@ def _opened(source: Source) -> VideoSource:
 
 
 class Classifier:
-    """A bundle, opened to classify video; close it, or leave its `with` block, when done."""
+    """A bundle, opened to classify video; close it, or leave its `with` block, when done.
+
+    While it runs, OpenCV resizes on the calling thread and FFmpeg's log is silent, in the whole process.
+    """
 
     def __init__(self, model: Model, options: LoopOptions | None = None, *, threshold: float = 0.0) -> None:
         self.model = model
         self.options = options or LoopOptions.for_device(model.extractor.placement.device)
         self.threshold = threshold
+        self._running: weakref.WeakSet[Generator[Record, None, None]] = weakref.WeakSet()
 
     def __enter__(self) -> Classifier:
         return self
@@ -119,7 +129,9 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Give up both sessions."""
+        """End every stream with its threads, and give up both sessions."""
+        for records in list(self._running):
+            records.close()
         self.model.close()
 
     @property
@@ -150,8 +162,10 @@ class Classifier:
         on_error: "raise" raises a source's error after all that it gave, "yield" leaves it in its `SourceEnd`;
         "auto" raises for a single source.
         """
-        several = isinstance(sources, Sequence) and not isinstance(sources, str)
-        given: Sequence[Source] = sources if several else [sources]  # type: ignore[assignment, list-item]
+        given = list(sources) if isinstance(sources, (list, tuple)) else [cast(Source, sources)]
+        for source in given:
+            if not isinstance(source, (str, Path)) and not hasattr(source, "frames"):
+                raise VideoError(f"{source!r} is no source", hint="give paths, URLs or objects with frames()")
         raising = on_error == "raise" or (on_error == "auto" and len(given) == 1)
         for record in self._records(given):
             if isinstance(record, SourceEnd) and record.error and raising:
@@ -160,7 +174,9 @@ class Classifier:
                 yield record
 
     def _records(self, sources: Iterable[Source]) -> Iterator[Record]:
-        return run_loop(sources, self.model, self.options, threshold=self.threshold)
+        records = run_loop(sources, self.model, self.options, threshold=self.threshold)
+        self._running.add(records)
+        return records
 
 
 def open_classifier(

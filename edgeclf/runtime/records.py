@@ -94,6 +94,14 @@ class SourceEnd:
     error: EdgeclfError | None = None
     decoder: str = ""  # what made the pictures; empty where none came
 
+    @property
+    def label(self) -> None:
+        """None: a stream can be printed without looking at the type of what comes."""
+
+    @property
+    def score(self) -> None:
+        """None, as `label`."""
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON-lines record."""
         return {"type": "end", "source": self.source, "decoder": self.decoder, **self.counts.to_dict()}

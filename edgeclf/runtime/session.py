@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from edgeclf.errors import SessionError
 from edgeclf.registry import Registry
-from edgeclf.specs import TensorSpec
+from edgeclf.specs import Device, TensorSpec
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Arrays = Mapping[str, NDArray[Any]]
 
 

@@ -59,21 +59,26 @@ class CsvWriter:
     def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:
         self._out = out
         self._rows = csv.writer(out, lineterminator="\n")
-        self._further = range(2, (top_k or 1) + 1)
-        further = [column for n in self._further for column in (f"label_{n}", f"score_{n}")]
-        self._rows.writerow(["source", "start_seconds", "end_seconds", "label", "score", "flags", *further])
+        self._top_k = top_k or 1
+        self._has_header = False
 
     def write(self, record: Record) -> None:
+        if not self._has_header:
+            self._write_header(len(record.labels) if isinstance(record, Scored) else 1)
         if not isinstance(record, Prediction):
             return
         times = [f"{record.start_seconds:.3f}", f"{record.end_seconds:.3f}"]
-        further = [
-            cell for label, score in record.ranked()[1 : len(self._further) + 1] for cell in (label, f"{score:.6f}")
-        ]
+        further = [cell for label, score in record.ranked()[1 : self._top_k] for cell in (label, f"{score:.6f}")]
         self._rows.writerow(
             [record.source, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
         )
         self._out.flush()
+
+    def _write_header(self, labels: int) -> None:
+        self._has_header = True
+        places = range(2, min(self._top_k, labels) + 1)
+        further = [column for n in places for column in (f"label_{n}", f"score_{n}")]
+        self._rows.writerow(["source", "start_seconds", "end_seconds", "label", "score", "flags", *further])
 
 
 class VttWriter:
@@ -137,7 +142,8 @@ class TableWriter:
         self._row(result.source, *times, result.label, f"{result.score:.2f}", remark)
 
     def _row(self, source: str, *cells: str) -> None:
-        short = source if len(source) <= self._width else "…" + source[1 - self._width :]
+        name = "".join(letter if letter.isprintable() else "?" for letter in source)
+        short = name if len(name) <= self._width else "…" + name[1 - self._width :]
         self._out.write(self._COLUMNS.format(short, *cells, width=self._width).rstrip() + "\n")
         self._out.flush()
 
@@ -153,4 +159,4 @@ def _vtt_time(seconds: float) -> str:
 
 
 def _vtt_text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -113,15 +113,17 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("data", type=_DATA)
-@click.option("--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True,
-              help="Which clips of a CSV; a folder has only 'train'.")  # fmt: skip
+@click.option("--classes", default="", metavar="A,B,...", help="Only the clips of these classes.")
+@click.option("--split", type=click.Choice(("train", "validation", "test")),
+              help="Which clips of a CSV; 'test' if not given. A folder has no splits.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
 @click.option("--record", metavar="NAME", help="Keep the figures in the model directory; its model card shows them.")
-def evaluate(model: str, data: Path, split: str, form: str, record: str | None) -> None:
+def evaluate(model: str, data: Path, classes: str, split: str | None, form: str, record: str | None) -> None:
     """Measure MODEL on labelled clips: accuracy, precision, recall, F1, confusion matrix.
 
     MODEL is a model directory, which Keras runs, or a bundle (name or path), which the runtime runs without Keras.
-    Clips that cannot be read count as wrong, and exit code 1 says so.
+    Measured are the test clips of a CSV; of a folder all clips, also those that the model was trained on. Clips
+    that cannot be read count as wrong, and exit code 1 says so.
 
     \b
     Examples:
@@ -136,7 +138,9 @@ def evaluate(model: str, data: Path, split: str, form: str, record: str | None) 
 
     if record and not Path(model, DESCRIPTION_NAME).is_file():
         raise click.UsageError("--record keeps figures in a model directory; a bundle is not changed")
-    clips = load_dataset(data).split("train" if data.is_dir() else split)
+    if split and data.is_dir():
+        raise click.UsageError("--split chooses clips of a CSV; a folder has no splits")
+    clips = load_dataset(data, classes=_names(classes)).split("train" if data.is_dir() else split or "test")
     with closing(_open(model)) as opened, steps("clips", len(clips)) as advance:
         click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
         options = LoopOptions.for_device(opened.extractor.placement.device)
@@ -144,7 +148,7 @@ def evaluate(model: str, data: Path, split: str, form: str, record: str | None) 
             options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
         found = evaluation.evaluate(opened, clips, options=options, progress=advance)
     for error in found.errors:
-        click.echo(f"VideoError: {error}", err=True)
+        click.echo(error, err=True)
     click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else _table(found))
     if record:
         _record(model, record, found)

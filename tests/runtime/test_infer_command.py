@@ -51,9 +51,13 @@ def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video:
         (["{video}", "-b", "{colors}", "--device", "abacus"], "'abacus' is not one of"),
         (["{video}", "-b", "{colors}", "--precision", "int8"], "holds no int8 graph"),
         (["*.nothing", "-b", "{colors}"], "no video in *.nothing"),
-        (["{video}", "{video}", "-b", "{colors}", "--format", "vtt"], "vtt describes one source"),
+        (["{video}", "none.mp4", "-b", "{colors}", "--format", "vtt"], "vtt describes one source"),
         (["{video}", "-b", "{colors}", "--save", "out.txt"], "--save writes .mp4, .mkv, .gif, not .txt"),
-        (["{video}", "{video}", "-b", "{colors}", "--save", "out.mp4"], "--save writes one source"),
+        (["{video}", "none.mp4", "-b", "{colors}", "--save", "out.mp4"], "--save writes one source"),
+        (["{video}", "-b", "{colors}", "--save", "{video}"], "--save would overwrite the source itself"),
+        (["{video}", "-b", "{colors}", "--save", "none/out.mp4"], "--save cannot write into the folder none"),
+        (["{video}", "-b", "{colors}", "--conf", "nan"], "--conf must be a number"),
+        (["", "-b", "{colors}"], "a source has an empty name"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_one_clear_line(
@@ -66,8 +70,16 @@ def test_wrong_usage_is_exit_2_with_one_clear_line(
     assert done.stdout == ""
 
 
-def test_reader_that_goes_away_is_no_traceback(colors: Path, video: Path) -> None:
-    command = [sys.executable, "-m", "edgeclf", "infer", *[str(video)] * 40, "-b", str(colors), "--format", "jsonl"]
+@pytest.fixture
+def many(video: Path, tmp_path: Path) -> Path:
+    """A folder with 2000 names of one video: more than a test waits for."""
+    for number in range(2000):
+        (tmp_path / f"{number}.mp4").symlink_to(video)
+    return tmp_path
+
+
+def test_reader_that_goes_away_is_no_traceback(colors: Path, many: Path) -> None:
+    command = [sys.executable, "-m", "edgeclf", "infer", str(many), "-b", str(colors), "--format", "jsonl"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
@@ -78,10 +90,10 @@ def test_reader_that_goes_away_is_no_traceback(colors: Path, video: Path) -> Non
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
-def test_interrupt_keeps_what_was_written_and_exits_130(colors: Path, video: Path) -> None:
+def test_interrupt_keeps_what_was_written_and_exits_130(colors: Path, many: Path) -> None:
     import signal
 
-    command = [sys.executable, "-m", "edgeclf", "infer", *[str(video)] * 2000, "-b", str(colors), "--format", "jsonl"]
+    command = [sys.executable, "-m", "edgeclf", "infer", str(many), "-b", str(colors), "--format", "jsonl"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         first = process.stdout.readline()
@@ -112,3 +124,19 @@ def test_labelled_copy_is_saved_beside_the_table(colors: Path, video: Path, tmp_
     assert done.returncode == 0
     assert (tmp_path / "out.mp4").stat().st_size > 1000
     assert "out.mp4: 125 frames" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "new\nline.mp4", "\udcff.mp4", "-s.mp4", "playlist.mp4"])
+def test_awkward_name_does_not_end_the_others(colors: Path, video: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "playlist.mp4").write_text(f"ffconcat version 1.0\nfile '{video}'\n")
+    done = edgeclf("infer", "-b", colors, "--format", "jsonl", "--", tmp_path / name, video)
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["type"] for line in lines].count("end") == 2
+    assert [line["label"] for line in lines if line["type"] == "result"] == ["blue"]
+    assert "Traceback" not in done.stderr
+
+
+def test_one_source_named_twice_is_done_once(colors: Path, video: Path) -> None:
+    done = edgeclf("infer", video, video, f"{video.parent}/*.mp4", "-b", colors, "--format", "jsonl")
+    assert [json.loads(line)["type"] for line in done.stdout.splitlines()].count("result") == 1

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgeclf
-from edgeclf.errors import BundleError, VideoError
+from edgeclf.errors import BundleError, SessionError, VideoError
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import Classifier, LoopMeters, LoopOptions, Source, open_classifier, run_loop
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
@@ -208,3 +209,50 @@ def test_scores_of_a_clip_do_not_depend_on_its_neighbours(colors: Path) -> None:
         together = classifier.model.classify(features, lengths)
         alone = [classifier.model.classify(features[n : n + 1], lengths[n : n + 1])[0] for n in range(5)]
     assert np.array_equal(together, np.stack(alone))
+
+
+def test_closing_the_classifier_ends_a_running_stream(colors: Path, videos: list[Path]) -> None:
+    with open_classifier(colors, device="cpu") as classifier:
+        stream = classifier.stream(videos * 5)
+        next(stream)
+    assert list(stream) == []
+    with pytest.raises(SessionError, match="the session is closed"):
+        classifier.classify(videos[0])
+
+
+def test_stream_can_be_printed_as_it_comes(colors: Path, videos: list[Path]) -> None:
+    with open_classifier(colors, device="cpu") as classifier:
+        labels = [record.label for record in classifier.stream(videos[:1])]
+    assert labels[0] == "red"
+    assert labels[-1] is None
+
+
+@pytest.mark.parametrize("wrong", [0, {"a.mp4"}, [None]])
+def test_what_is_no_source_is_refused_by_name(colors: Path, wrong: object) -> None:
+    with open_classifier(colors, device="cpu") as classifier, pytest.raises(VideoError, match="is no source"):
+        next(classifier.stream(wrong))  # type: ignore[arg-type]
+
+
+def test_batch_that_is_asked_for_is_filled(colors: Path, videos: list[Path]) -> None:
+    sizes: list[int] = []
+
+    class Counting(BrokenExtractor):
+        def run(self, feeds: Any) -> Any:
+            sizes.append(len(feeds["frames"]))
+            return self._session.run(feeds)
+
+    with open_classifier(colors, device="cpu") as classifier:
+        counting = replace(classifier.model, extractor=Counting(classifier.model, 0))
+        list(run_loop([videos[1]], counting, LoopOptions().with_batch(16)))
+    assert max(sizes) == 16
+
+
+def test_score_that_is_no_number_is_an_error(colors: Path, videos: list[Path]) -> None:
+    class Broken(BrokenExtractor):
+        def run(self, feeds: Any) -> Any:
+            return {name: np.full_like(array, np.nan) for name, array in self._session.run(feeds).items()}
+
+    with open_classifier(colors, device="cpu") as classifier:
+        broken = replace(classifier.model, extractor=Broken(classifier.model, 0))
+        with pytest.raises(SessionError, match="a score that is no number"):
+            list(run_loop(videos, broken, classifier.options))

@@ -114,6 +114,16 @@ def test_table_shortens_long_names_from_the_left() -> None:
     assert "video.mp4 " in row
 
 
+def test_csv_has_no_more_columns_than_labels() -> None:
+    header, first, *_ = written("csv", top_k=1_000_000_000).splitlines()
+    assert header.count(",") == first.count(",") == 9
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    clips = [clip(0, 1, 0, 0, source="a\x1b[31m\nb.mp4")]
+    assert "a?[31m?b.mp4" in written("table", [*clips, result_of(clips, "mean")])
+
+
 def test_unknown_format_lists_the_known() -> None:
     with pytest.raises(EdgeclfError, match="unknown format 'xml'; known: table, jsonl, csv, vtt"):
         WRITERS.load("xml")

@@ -124,11 +124,11 @@ def test_wrong_usage_is_exit_2_with_a_clear_line(
 def test_training_without_keras_says_what_to_install(
     csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     csv.write_text(csv.read_text().replace(",test", ",val"))
     done = edgeclf("train", "lite0-gru", csv, "-o", tmp_path / "model")
     assert done.returncode == 2
-    assert 'Keras with TensorFlow is not installed; pip install "edgeclf[train]"' in done.stderr
+    assert 'TensorFlow is not installed; pip install "edgeclf[train]"' in done.stderr
     assert not (tmp_path / "model").exists()
 
 

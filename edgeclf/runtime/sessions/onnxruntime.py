@@ -10,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgeclf.errors import MissingExtraError, SessionError
-from edgeclf.runtime.session import Arrays, Device, Placement
-from edgeclf.specs import TensorSpec
+from edgeclf.errors import SessionError, import_extra
+from edgeclf.runtime.session import Arrays, Placement
+from edgeclf.specs import Device, TensorSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int32)": "int32"}
@@ -53,6 +53,8 @@ class OnnxRuntimeSession:
         )
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        if self._session is None:
+            raise SessionError("the session is closed", hint="open the bundle again")
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
@@ -67,7 +69,7 @@ def _options(ort: Any, threads: int) -> Any:
         return options
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Beside decoding threads, spinning costs 15 to 26 % of the throughput (docs/pipeline.md).
+    # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -91,11 +93,7 @@ def _import_onnxruntime() -> Any:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install edgeclf[cpu] or edgeclf[gpu] again",
         )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError.for_package("ONNX Runtime", "cpu") from error
-    return onnxruntime
+    return import_extra("onnxruntime", "ONNX Runtime", "cpu")
 
 
 def _installed(package: str) -> bool:
