@@ -163,9 +163,7 @@ def test_pixels_are_those_of_opencv(shared_data: Path) -> None:
 
 
 def test_recording_appended_to_another_goes_on_in_time(tmp_path: Path) -> None:
-    parts = [
-        write_video(tmp_path / f"{n}.ts", plain(color, 2), codec="mpeg4") for n, color in enumerate((RED, BLUE))
-    ]
+    parts = [write_video(tmp_path / f"{n}.ts", plain(color, 2), codec="mpeg4") for n, color in enumerate((RED, BLUE))]
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     times, _ = times_and_means(joined)

@@ -89,10 +89,10 @@ def _layers_in_order(model: Any) -> list[Any]:
     if len(model.outputs) != 1:
         raise ExportError(f"the classifier has {len(model.outputs)} outputs", hint="it must give scores alone")
     # `operations` also names what keras.ops does, which `layers` leaves out.
-    layers = [layer for layer in model.operations if type(layer).__name__ not in ("InputLayer", "Dropout")]
+    layers = [layer for layer in model.operations if type(layer).__name__ not in ("InputLayer", *_IDLE)]
     for layer in layers:
         if type(layer).__name__ not in _CONVERTERS:
-            known = ", ".join([*_CONVERTERS, "Dropout"])
+            known = ", ".join([*_CONVERTERS, *_IDLE])
             raise ExportError(f"layer {layer.name!r} is a {type(layer).__name__}", hint=f"the exporter knows {known}")
         if len(layer._inbound_nodes) != 1:
             raise ExportError(f"layer {layer.name!r} is used more than once", hint="use a plain stack of layers")
@@ -145,6 +145,7 @@ def _dense(layer: Any, graph: _Graph, tensor: str) -> str:
     return graph.node("Relu", [product])
 
 
+_IDLE = ("Dropout", "SpatialDropout1D")  # layers that do nothing but in training
 _CONVERTERS: dict[str, Callable[[Any, _Graph, str], str]] = {"GRU": _gru, "Dense": _dense}
 
 

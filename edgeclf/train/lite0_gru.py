@@ -38,6 +38,8 @@ CLIP = ClipSpec.by_rate(length=20, rate=5.0)
 RECIPE = EFFICIENTNET_LITE0
 
 PARITY_CLIPS = 8
+# Chosen by cross-validation over the 18 training groups of ucf101_8 (3 folds): 0.852 of the videos, 0.818 without.
+FEATURE_DROPOUT = 0.5
 
 Say = Callable[[str], None]
 Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # a task and its number of steps
@@ -79,7 +81,7 @@ def train_lite0_gru(
             say(f"not wholly read: {video.error}")
     sets = {split: _examples(dataset, videos, split) for split in ("train", "validation")}
     say(f"{len(sets['train'].labels)} training and {len(sets['validation'].labels)} validation clips of features")
-    classifier = gru_classifier(CLIP.length, RECIPE.features, len(dataset.labels))
+    classifier = gru_classifier(CLIP.length, RECIPE.features, len(dataset.labels), feature_dropout=FEATURE_DROPOUT)
     with steps("epochs", settings.epochs) as advance:
         fitted = fit_classifier(
             classifier, sets["train"], sets["validation"], settings, progress=lambda _epoch, _figures: advance()

@@ -39,7 +39,7 @@ def model_of(build: Build) -> Any:
 
 def gru_then(*dense: dict[str, Any]) -> Build:
     def build(layers: Any, features: Any, mask: Any) -> Any:
-        x = layers.GRU(6)(features, mask=mask)
+        x = layers.GRU(6)(layers.SpatialDropout1D(0.5)(features), mask=mask)
         for options in dense:
             x = layers.Dropout(0.5)(layers.Dense(**options)(x))
         return x
@@ -170,7 +170,7 @@ def two_outputs(layers: Any, features: Any, mask: Any) -> Any:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lstm, "'memory' is a LSTM; the exporter knows GRU, Dense, Dropout"),
+        (lstm, "'memory' is a LSTM; the exporter knows GRU, Dense, Dropout, SpatialDropout1D"),
         (doubled, "is a Multiply"),
         (joined, "is a Add"),
         (shared, "'twice' is used more than once"),
