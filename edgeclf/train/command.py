@@ -38,7 +38,7 @@ def train() -> None:
 @click.option("--classes", default="", metavar="A,B,...", help="Train on these classes only.")
 @click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="At the most.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Clips in one step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True, help="Learning rate.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="Learning rate.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and of all that is drawn."
 )

@@ -21,7 +21,7 @@ class FitSettings:
 
     epochs: int = 60
     batch: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     patience: int = 15  # epochs without a lower validation loss, then it ends
     seed: int = 0
 
