@@ -58,7 +58,7 @@ def bench(
     if model:
         loops.append(keras_loop(model, names))
     click.echo(f"{opened.classifier.name}: extractor on {loops[0].placement}", err=True)
-    with steps("passes", len(loops) * (rounds + 1)) as advance:
+    with steps("passes", len(loops) * (rounds + 1) + rounds) as advance:
         record = measure(opened, loops, names, rounds=rounds, progress=advance)
     click.echo(json.dumps(record, indent=2) if form == "json" else table(record))
     if record_path:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeclf.model_directory import load_keras, read_description
 from edgeclf.runtime.meter import StageTime
 from edgeclf.runtime.model import Model, open_model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions, run_loop
+from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, SourceEnd
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
 from edgeclf.specs import Device
@@ -59,6 +61,7 @@ class Loop:
     options: dict[str, Any]
     run: Callable[[], Run]
     device: str = "cpu"
+    extract_alone: Callable[[int], Run] | None = None  # the same extractor runs on frames that are there already
 
 
 def runtime_loops(
@@ -79,7 +82,18 @@ def runtime_loops(
 def _runtime_loop(name: str, model: Model, options: LoopOptions, sources: Sequence[str]) -> Loop:
     shown = {"depth": options.depth, "workers": options.workers, "batch_size": options.batch_size}
     placement = model.extractor.placement
-    return Loop(name, str(placement), shown, partial(_run, model, options, sources), placement.device)
+    alone = partial(_extract_alone, model, options)
+    return Loop(name, str(placement), shown, partial(_run, model, options, sources), placement.device, alone)
+
+
+def _extract_alone(model: Model, options: LoopOptions, frames: int) -> Run:
+    """What the loop could reach if decoding and classifying cost nothing: `frames` frames of noise, extracted."""
+    noise = np.random.default_rng(0).integers(0, 256, (options.batch_size, *model.preprocess.size, 3), np.uint8)
+    batches = repeat(noise, max(1, frames // options.batch_size))
+    start, cpu = time.perf_counter(), time.process_time()
+    with parallel_map(model.extract, batches, workers=options.workers, name="extract") as features:
+        extracted = sum(map(len, features))
+    return Run(time.perf_counter() - start, time.process_time() - cpu, (), extracted, 0)
 
 
 def _run(model: Model, options: LoopOptions, sources: Sequence[str]) -> Run:

@@ -136,8 +136,7 @@ def test_keras_may_differ_in_the_last_digits_and_our_own_loops_may_not(bundle: M
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_worked_out_by_hand(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeclf.bench.report.available_cores", lambda: 4)
+def test_figures_are_those_worked_out_by_hand(bundle: ModelBundle) -> None:
     log: list[str] = []
     warm_up = 100.0
     loops = [
@@ -154,7 +153,12 @@ def test_figures_are_those_worked_out_by_hand(bundle: ModelBundle, monkeypatch: 
     assert (ours["frames_per_second"]["median"], ours["cpu_seconds_per_clip"]["median"]) == (10.0, 2.0)
     assert (ours["seconds_of_median_run"], ours["latency_seconds"]) == (2.0, None)
     assert found["ratios"] == {ONE_THREAD: 2.0}, "the median of 3, 2 and 2"
-    assert found["bound"] == {"clips_per_second": 2.0, "reached": 0.5}
+    assert found["bound"] is None, "these loops have no extractor that could run alone"
+
+
+def test_limit_is_the_extractor_alone_on_as_many_frames(record: dict[str, Any]) -> None:
+    assert record["bound"]["extractor_alone_frames_per_second"] > 0
+    assert record["bound"]["reached"] > 0
 
 
 def test_record_says_what_was_measured_where(record: dict[str, Any], bundle: ModelBundle) -> None:
