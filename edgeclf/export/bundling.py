@@ -20,7 +20,7 @@ from edgeclf.bundle import (
     sha256_of,
     write_manifest,
 )
-from edgeclf.errors import ExportError
+from edgeclf.errors import BundleError, ExportError
 from edgeclf.export.card import CARD_NAME, model_card
 from edgeclf.export.extractor import onnx_from_keras_extractor
 from edgeclf.export.parity import Check, check_parity, require_parity
@@ -46,7 +46,8 @@ def export_bundle(
     """Write the bundle `target` of the model directory `model_path`, if it agrees with Keras.
 
     clips: videos that are compared from decoding to label, beside the frames in the model directory. An
-    older bundle at `target` is replaced; where the gate fails nothing is. Raises ExportError and ParityError.
+    older bundle at `target` is replaced; where the gate fails nothing is. Raises BundleError where
+    `target` is no place for a bundle, ExportError and ParityError.
     """
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,5 +157,7 @@ def _put_in_place(path: Path, target: Path) -> None:
 
 
 def _check_target(target: Path) -> None:
+    if target.suffix != ".edgeclf":
+        raise BundleError(f"{target} is no name for a bundle", hint="name it NAME.edgeclf")
     if target.exists() and not (target / MANIFEST_NAME).is_file():
-        raise ExportError(f"{target} exists and is no bundle", hint="choose another name")
+        raise BundleError(f"{target} exists and is no bundle", hint="choose another name")

@@ -34,8 +34,6 @@ def export(model: Path, output: Path, clips: tuple[str, ...]) -> None:
     from edgeclf.export.bundling import export_bundle
     from edgeclf.video import expand_sources
 
-    if output.suffix != ".edgeclf":
-        raise click.UsageError(f"{output} is no name for a bundle; call it NAME.edgeclf")
     bundle = export_bundle(
         model, output, clips=expand_sources(clips), say=lambda message: click.echo(message, err=True)
     )

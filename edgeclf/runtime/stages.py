@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeclf.clips import Clip, ClipAssembler, FrameSampler, Sample
-from edgeclf.errors import EdgeclfError
+from edgeclf.errors import EdgeclfError, SessionError
 from edgeclf.preprocess import preprocess_frame
 from edgeclf.runtime.meter import Meter, clock
 from edgeclf.runtime.model import Floats, Model
@@ -147,6 +147,8 @@ def _predictions(due: Sequence[_DueClip], model: Model, threshold: float) -> lis
         return []
     features = np.stack([part.clip.features for part in due])
     scores = model.classify(features, np.array([part.clip.length for part in due], np.int32))
+    if not np.isfinite(scores).all():
+        raise SessionError(f"{model.name} gave a score that is no number", hint="export it again, or in fp32")
     now = clock()
     return [
         Prediction(

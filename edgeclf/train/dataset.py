@@ -63,9 +63,9 @@ def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
 def with_validation(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> Dataset:
     """The data set with a validation split: its own, or groups that are taken out of the training clips.
 
-    Whole groups are drawn until `share` of the training clips is reached; a clip without group is a group of
-    its own. A group name is one group, also where several classes have it: that is always safe. Raises DataError
-    where a class is left without training or validation clips.
+    Whole groups are drawn until `share` of the training clips is reached, and one more for each class that has
+    none of them; a clip without group is a group of its own. A group name is one group, also where several classes
+    have it: that is always safe. Raises DataError where a class is left without training or validation clips.
     """
     if len(dataset.labels) < 2:
         raise DataError(f"there is only the class {', '.join(dataset.labels)}", hint="a classifier needs two at least")
@@ -93,6 +93,10 @@ def _drawn_groups(train: Sequence[LabelledClip], share: float, seed: int) -> set
     chosen: set[str] = set()
     while order and sum(sizes[unit] for unit in chosen) < share * len(train):
         chosen.add(order.pop())
+    for label in sorted({clip.label for clip in train}):
+        units = {_unit(clip) for clip in train if clip.label == label}
+        if len(units) > 1 and not units & chosen:
+            chosen.add(next(unit for unit in reversed(order) if unit in units))
     return chosen
 
 

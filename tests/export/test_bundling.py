@@ -25,6 +25,7 @@ CHECKS = [
     "classifier, lengths 0 to T",
     "classifier, noise as padding",
     "frames to scores",
+    "aggregate and gaps",
     "rendered scenes",
 ]
 
@@ -171,14 +172,14 @@ def test_folder_that_is_no_bundle_is_never_replaced(model_dir: Path, tmp_path: P
     target = tmp_path / "holiday.edgeclf"
     target.mkdir()
     (target / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(ExportError, match="exists and is no bundle"):
+    with pytest.raises(BundleError, match="exists and is no bundle"):
         export_bundle(model_dir, target)
     assert (target / "photo.jpg").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.onnx", ".edgeclf"])
 def test_target_must_be_named_as_a_bundle(model_dir: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ExportError, match=r"name it NAME\.edgeclf"):
+    with pytest.raises(BundleError, match=r"name it NAME\.edgeclf"):
         export_bundle(model_dir, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -229,3 +229,10 @@ def test_class_without_training_or_validation_clips_is_refused(lonely: tuple[str
 def test_single_recording_cannot_be_split() -> None:
     with pytest.raises(DataError, match="no train clip is left of run, sit"):
         with_validation(recordings(1))
+
+
+def test_every_class_gets_a_validation_clip_where_it_has_two_groups(tmp_path: Path) -> None:
+    rows = [(f"{label}{n}.avi", label, "", "train") for label in ("run", "sit", "walk") for n in range(3)]
+    for seed in range(20):
+        dataset = with_validation(load_dataset(write_csv(tmp_path / "clips.csv", rows)), seed=seed)
+        assert {clip.label for clip in dataset.split("validation")} == {"run", "sit", "walk"}
