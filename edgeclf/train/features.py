@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,22 +108,19 @@ def _extracted(
         decode(SourceId(index, str(path)), partial(open_video, path), preprocess, clip)
         for index, path in enumerate(paths)
     )
-    frames: dict[int, list[SampledFrame]] = {}
+    places: dict[int, list[tuple[float, Sample]]] = {}
     rows: dict[int, list[Floats]] = {}
     with merge(sources, batch_size=_BATCH, max_wait=60.0, depth=2 * _BATCH, at_once=available_cores()) as batches:
         for batch in batches:
             sampled = [item for item in batch if isinstance(item, SampledFrame)]
             features = _run(extractor, sampled)
             for frame, row in zip(sampled, features, strict=True):
-                frames.setdefault(frame.id.index, []).append(replace(frame, pixels=_NOTHING))
+                places.setdefault(frame.id.index, []).append((frame.pts_seconds, frame.sample))
                 rows.setdefault(frame.id.index, []).append(row)
             for ended in (item for item in batch if isinstance(item, Ended)):
                 index = ended.id.index
                 error = str(ended.end.error or "")
-                yield index, _assembled(frames.pop(index, []), rows.pop(index, []), extractor, error)
-
-
-_NOTHING = np.zeros((0, 0, 3), np.uint8)
+                yield index, _assembled(places.pop(index, []), rows.pop(index, []), extractor, error)
 
 
 def _run(extractor: Session, frames: Sequence[SampledFrame]) -> Floats:
@@ -134,13 +131,13 @@ def _run(extractor: Session, frames: Sequence[SampledFrame]) -> Floats:
     return features
 
 
-def _assembled(frames: list[SampledFrame], rows: list[Floats], extractor: Session, error: str) -> VideoFeatures:
+def _assembled(places: list[tuple[float, Sample]], rows: list[Floats], extractor: Session, error: str) -> VideoFeatures:
     size = extractor.outputs[0].shape[1] or 0
     return VideoFeatures(
         np.stack(rows) if rows else np.zeros((0, size), np.float32),
-        np.array([frame.pts_seconds for frame in frames], np.float64),
-        np.array([frame.sample.slots for frame in frames], np.int32),
-        np.array([frame.sample.restart for frame in frames], np.bool_),
+        np.array([seconds for seconds, _ in places], np.float64),
+        np.array([sample.slots for _, sample in places], np.int32),
+        np.array([sample.restart for _, sample in places], np.bool_),
         error,
     )
 

@@ -25,7 +25,7 @@ from edgeclf.model_directory import (
 from edgeclf.runtime.records import aggregate_scores
 from edgeclf.runtime.session import Session
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
-from edgeclf.specs import ClipSpec
+from edgeclf.specs import Aggregate, ClipSpec
 from edgeclf.train.classifiers import gru_classifier
 from edgeclf.train.dataset import Dataset, LabelledClip
 from edgeclf.train.evaluation import FAILED, Evaluation
@@ -35,6 +35,7 @@ from edgeclf.train.fit import FitSettings, examples_of, fit_classifier
 from edgeclf.video import open_video
 
 CLIP = ClipSpec.by_rate(length=20, rate=5.0)
+AGGREGATE: Aggregate = "mean"
 RECIPE = EFFICIENTNET_LITE0
 
 PARITY_CLIPS = 8
@@ -101,7 +102,7 @@ def train_lite0_gru(
         dataset.labels,
         RECIPE.preprocess,
         CLIP,
-        "mean",
+        AGGREGATE,
         keras.__version__,
         {**(about or {}), **_provenance(dataset), "fit": asdict(settings), "best_epoch": fitted.best_epoch},
         evaluation,
@@ -129,7 +130,7 @@ def _labels_found(videos: Sequence[VideoFeatures], classifier: Session, labels: 
             "features": np.stack([clip.features for clip in clips]),
             "length": np.array([clip.length for clip in clips], np.int32),
         }
-        scores = aggregate_scores(classifier.run(feeds)["scores"].tolist(), "mean")
+        scores = aggregate_scores(classifier.run(feeds)["scores"].tolist(), AGGREGATE)
         found.append(labels[int(np.argmax(scores))])
     return tuple(found)
 
