@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgeclf.specs import (
     TensorSpec,
     check_aggregate,
     check_labels,
+    check_thresholds,
     labels_from_json,
     require,
 )
@@ -42,13 +43,13 @@ class ExtractorEntry:
 
     preprocess: PreprocessSpec
     precisions: Mapping[str, str]
-    inputs: tuple[TensorSpec, ...]  # frames uint8 (N, H, W, 3) RGB, 0..255
+    inputs: tuple[TensorSpec, ...]  # frames uint8 (N, H, W, 3) RGB, 0..255; (N, K, H, W, 3) where pictures are stacked
     outputs: tuple[TensorSpec, ...]  # features float32 (N, F)
 
     def __post_init__(self) -> None:
         _check_precisions("the extractor", self.precisions)
         frames, features = _only(self.inputs, "extractor input"), _only(self.outputs, "extractor output")
-        expected = TensorSpec(frames.name, "uint8", (None, *self.preprocess.size, 3))
+        expected = TensorSpec(frames.name, "uint8", (None, *self.preprocess.input_shape))
         require(frames == expected, f"extractor input is {frames}, its preprocessing gives {expected}")
         fits = features.dtype == "float32" and len(features.shape) == 2 and features.shape[0] is None
         require(fits, f"extractor output is {features}, must be float32[N,F]")
@@ -71,12 +72,14 @@ class ClassifierEntry:
     inputs: tuple[TensorSpec, ...]  # features float32 (N, T, F), and length int32 (N) where padding is masked
     outputs: tuple[TensorSpec, ...]  # scores float32 (N, C), each row sums to 1
     evaluation: Mapping[str, Any]
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # below its own, a winning label is "unknown"
 
     def __post_init__(self) -> None:
         who = f"classifier {self.name!r}"
         require(isinstance(self.name, str) and bool(self.name), "a classifier has no name")
         check_labels(self.labels)
         check_aggregate(self.aggregate)
+        check_thresholds(self.thresholds, self.labels)
         _check_precisions(who, self.precisions)
         scores = _only(self.outputs, f"{who} output")
         expected = TensorSpec(scores.name, "float32", (None, len(self.labels)))
@@ -132,6 +135,7 @@ class Manifest:
                     "aggregate": entry.aggregate,
                     **_graph_to_dict(entry),
                     "evaluation": dict(entry.evaluation),
+                    "thresholds": dict(entry.thresholds),
                 }
                 for entry in self.classifiers
             ],
@@ -305,6 +309,7 @@ def _classifier_from_dict(data: Any) -> ClassifierEntry:
         clip=ClipSpec.from_dict(data["clip"]),
         aggregate=data["aggregate"],
         evaluation=dict(data["evaluation"]),
+        thresholds=dict(data.get("thresholds", {})),
         **_graph_from_dict(data),
     )
 

@@ -1,15 +1,17 @@
-"""Which frames form a clip: sampling by time, and the windows that are due as sampled frames arrive.
+"""Which frames form a clip: which are sampled, and the windows that are due as sampled frames arrive.
 
-Time is cut into slots of 1/rate seconds, counted from the first frame. A slot takes the first frame at or
+Of a stream, time is cut into slots of 1/rate seconds, counted from the first frame. A slot takes the first frame at or
 after its start, so 10, 12.5, 25 or 30 frames a second give the same clip length in seconds; a frame that comes
-late fills every slot it is the first frame for. Training, evaluation, files and streams all use this code.
+late fills every slot it is the first frame for. Of a file, a published recipe may count frames instead. Training,
+evaluation, files and streams all use this code.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from edgeclf.specs import ClipSpec
 
 Flag = Literal["partial", "stale"]
 
-_ROUNDING = 0.6e-3  # seconds: Matroska and FLV round time stamps to milliseconds
+TIME_ROUNDING = 0.6e-3  # seconds: Matroska and FLV round time stamps to milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,49 @@ class Sample:
     restart: bool = False
 
 
-class FrameSampler:
-    """Says of each frame of one source, in order of time, how many slots of the clip grid it fills."""
+class Sampler(Protocol):
+    """Says of each frame of one source, in order of time, how many slots of its clips it fills."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no later frame can fill a slot."""
+
+    def sample(self, pts_seconds: float) -> Sample:
+        """The slots that the frame at `pts_seconds`, later than all before it, fills."""
+
+
+def sampler_of(clip: ClipSpec, count_frames: Callable[[], int]) -> Sampler:
+    """The sampler of one source. `count_frames` is called only where the number of its frames has to be known."""
+    if clip.sampling == "rate":
+        return RateSampler(clip)
+    return IndexSampler(clip.length, clip.length if clip.sampling == "first" else count_frames())
+
+
+class IndexSampler:
+    """Spreads `length` slots evenly over the first `span` frames of a source; what follows is left out.
+
+    Frame i fills the slots k with floor(k span / length) == i: every one of the first `length` frames fills
+    one slot if `span` is `length`, and a frame of a shorter source fills several.
+    """
+
+    def __init__(self, length: int, span: int) -> None:
+        self._slots = Counter(slot * span // length for slot in range(length))
+        self._last = max(self._slots)
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        return self._next > self._last
+
+    def sample(self, pts_seconds: float) -> Sample:  # noqa: ARG002 - time does not matter
+        index, self._next = self._next, self._next + 1
+        return Sample(self._slots[index])
+
+
+class RateSampler:
+    """Fills a slot every 1 / rate seconds."""
+
+    done = False
 
     def __init__(self, clip: ClipSpec) -> None:
         self._clip = clip
@@ -47,7 +90,7 @@ class FrameSampler:
         if self._last is None or restart:
             self._origin, self._next_slot = pts_seconds, 0
         self._last = pts_seconds
-        reached = int((pts_seconds - self._origin + _ROUNDING) * self._clip.rate)
+        reached = int((pts_seconds - self._origin + TIME_ROUNDING) * self._clip.rate)
         slots = max(0, reached + 1 - self._next_slot)
         self._next_slot += slots
         return Sample(slots, restart)
@@ -102,7 +145,7 @@ class ClipSchedule:
 class Clip:
     """A clip as the classifier takes it, with the time that it covers."""
 
-    features: NDArray[np.float32]  # (T, F); rows from `length` on are padding
+    features: NDArray[Any]  # float32 (T, F), or uint8 frames (T, H, W, 3); rows from `length` on are padding
     length: int
     start_seconds: float
     end_seconds: float
@@ -115,14 +158,15 @@ class ClipAssembler:
     def __init__(self, clip: ClipSpec) -> None:
         self._clip = clip
         self._schedule = ClipSchedule(clip)
-        self._ring: deque[NDArray[np.float32]] = deque(maxlen=clip.length)
-        self._origin = 0.0
+        self._ring: deque[NDArray[Any]] = deque(maxlen=clip.length)
+        self._origin = self._last = 0.0
 
-    def add(self, feature: NDArray[np.float32], pts_seconds: float, sample: Sample) -> list[Clip]:
-        """The clips that are due with the feature (F,) of one more sampled frame."""
+    def add(self, feature: NDArray[Any], pts_seconds: float, sample: Sample) -> list[Clip]:
+        """The clips that are due with the feature of one more sampled frame, (F,) or the frame itself."""
         due = self.finish(stale=True) if sample.restart else []
         if not self._ring:
             self._origin = pts_seconds
+        self._last = pts_seconds
         for _ in range(sample.slots):
             self._ring.append(feature)
             if window := self._schedule.fill():
@@ -138,13 +182,18 @@ class ClipAssembler:
 
     def _cut(self, window: ClipWindow) -> Clip:
         rows = np.stack(list(self._ring)[-window.length :])
+        start, end = self._covered_seconds(window)
+        return Clip(padded(rows, self._clip), window.length, start, end, window.flags)
+
+    def _covered_seconds(self, window: ClipWindow) -> tuple[float, float]:
+        """The time that a window covers; slots that are not spaced by time cover what their frames do."""
+        if self._clip.sampling != "rate":
+            return self._origin, self._last
         start = self._origin + window.start / self._clip.rate
-        end = start + window.length / self._clip.rate
-        return Clip(_padded(rows, self._clip), window.length, start, end, window.flags)
+        return start, start + window.length / self._clip.rate
 
 
-def _padded(rows: NDArray[np.float32], clip: ClipSpec) -> NDArray[np.float32]:
-    missing = clip.length - len(rows)
-    if clip.padding == "repeat_last":
-        return np.pad(rows, ((0, missing), (0, 0)), mode="edge")
-    return np.pad(rows, ((0, missing), (0, 0)))
+def padded(rows: NDArray[Any], clip: ClipSpec) -> NDArray[Any]:
+    """The rows of a clip that is not full, one or more, with its padding behind them: (T, ...)."""
+    missing = [(0, clip.length - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(rows, missing, mode="edge" if clip.padding == "repeat_last" else "constant")

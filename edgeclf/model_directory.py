@@ -7,21 +7,23 @@ safe mode, so that no custom class is shared and nothing in them is executed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.clips import padded
 from edgeclf.errors import BundleError, import_extra
 from edgeclf.runtime.cores import available_cores
-from edgeclf.runtime.model import Floats, Model
-from edgeclf.runtime.session import Arrays, Placement
+from edgeclf.runtime.model import Floats, FramesAsFeatures, Model, thresholds_of
+from edgeclf.runtime.session import Arrays, Placement, Session
 from edgeclf.specs import (
     Aggregate,
     ClipSpec,
@@ -29,6 +31,7 @@ from edgeclf.specs import (
     TensorSpec,
     check_aggregate,
     check_labels,
+    check_thresholds,
     labels_from_json,
 )
 
@@ -66,10 +69,13 @@ class ModelDescription:
     keras_version: str
     provenance: Mapping[str, Any]  # data, split, seed, licences
     evaluation: Mapping[str, Any]
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # below its own, a winning label is "unknown"
+    has_extractor: bool = True  # False where the classifier takes the frames themselves
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         check_labels(self.labels)
+        check_thresholds(self.thresholds, self.labels)
         check_aggregate(self.aggregate)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +91,8 @@ class ModelDescription:
             "keras_version": self.keras_version,
             "provenance": dict(self.provenance),
             "evaluation": dict(self.evaluation),
+            "thresholds": dict(self.thresholds),
+            "has_extractor": self.has_extractor,
         }
 
     @classmethod
@@ -97,16 +105,21 @@ class ModelDescription:
             labels=labels_from_json(data["labels"]),
             preprocess=PreprocessSpec.from_dict(data["preprocess"]),
             clip=ClipSpec.from_dict(data["clip"]),
+            thresholds=dict(data.get("thresholds", {})),
+            has_extractor=bool(data.get("has_extractor", True)),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ParityFrames:
-    """Real input with the answers that Keras gave when the model was written."""
+    """Real input with the answers that Keras gave when the model was written.
 
-    frames: NDArray[np.uint8]  # (M, T, H, W, 3) preprocessed RGB; zero behind each clip's length
+    What stands behind a clip's length is its padding.
+    """
+
+    frames: NDArray[np.uint8]  # (M, T, H, W, 3) preprocessed RGB, or (M, T, K, H, W, 3)
     lengths: NDArray[np.int32]  # (M,)
-    features: Floats  # (M, T, F); zero behind each clip's length
+    features: NDArray[Any]  # float32 (M, T, F), or the frames again where they are the features
     scores: Floats  # (M, C)
 
     def __post_init__(self) -> None:
@@ -128,10 +141,12 @@ def write_model(
 ) -> None:
     """Write a model directory: the Keras models, the description, and Keras' answers for a few real clips.
 
-    clips: preprocessed frames uint8 (n, H, W, 3), n from 1 to the clip length, one array for each clip.
+    extractor: None where the classifier takes frames. clips: preprocessed frames uint8 (n, H, W, 3), stacked
+    ones (n, K, H, W, 3), n from 1 to the clip length, one array for each clip.
     """
     path.mkdir(parents=True, exist_ok=True)
-    extractor.save(path / EXTRACTOR_NAME)
+    if extractor is not None:
+        extractor.save(path / EXTRACTOR_NAME)
     classifier.save(path / CLASSIFIER_NAME)
     write_description(path, description)
     model = _keras_model(description, extractor, classifier)
@@ -161,15 +176,20 @@ def read_parity(path: Path) -> ParityFrames:
 
 
 def load_keras(path: Path) -> tuple[Any, Any]:
-    """The Keras extractor and classifier of the model directory `path`, loaded in safe mode."""
-    keras = import_keras()
-    loaded = []
-    for name in (EXTRACTOR_NAME, CLASSIFIER_NAME):
-        try:
-            loaded.append(keras.models.load_model(path / name, compile=False, safe_mode=True))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BundleError(f"{path / name} cannot be loaded: {error}", hint=_TRAIN_AGAIN) from error
-    return loaded[0], loaded[1]
+    """The Keras extractor and classifier of the model directory `path`, loaded in safe mode.
+
+    The extractor is None where the classifier takes frames.
+    """
+    extractor = load_network(path / EXTRACTOR_NAME) if read_description(path).has_extractor else None
+    return extractor, load_network(path / CLASSIFIER_NAME)
+
+
+def load_network(file: Path) -> Any:
+    """The Keras model in a file, loaded in safe mode; raises BundleError where it cannot be."""
+    try:
+        return import_keras().models.load_model(file, compile=False, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{file} cannot be loaded: {error}", hint=_TRAIN_AGAIN) from error
 
 
 def open_keras_model(path: Path) -> Model:
@@ -182,6 +202,7 @@ def import_keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import_extra("tensorflow", "TensorFlow", "train")  # says now, not later, that it is missing
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every batch of another size
     return import_extra("keras", "Keras", "train")
 
 
@@ -210,16 +231,21 @@ class KerasSession:
         self._call = None
 
 
-def extractor_session(extractor: Any, preprocess: PreprocessSpec) -> KerasSession:
-    """A session for a Keras extractor: frames uint8 (N, H, W, 3) to features float32 (N, F)."""
+def extractor_session(extractor: Any, preprocess: PreprocessSpec) -> Session:
+    """A session for a Keras extractor: frames uint8 (N, H, W, 3) to features float32 (N, F).
+
+    None in the place of an extractor leaves the frames as they are.
+    """
+    if extractor is None:
+        return FramesAsFeatures(preprocess)
     features = TensorSpec("features", "float32", (None, int(extractor.output_shape[-1])))
-    return KerasSession(extractor, (TensorSpec("frames", "uint8", (None, *preprocess.size, 3)),), features)
+    return KerasSession(extractor, (TensorSpec("frames", "uint8", (None, *preprocess.input_shape)),), features)
 
 
 def classifier_session(classifier: Any, clip: ClipSpec) -> KerasSession:
     """A session for a Keras classifier, which takes the mask of a clip where the session takes its length."""
-    shape = classifier.get_layer("features").output.shape
-    inputs = [TensorSpec("features", "float32", (None, clip.length, int(shape[-1])))]
+    taken = next(tensor for tensor in classifier.inputs if tensor.name != "mask")
+    inputs = [TensorSpec(taken.name, taken.dtype, (None, clip.length, *map(int, taken.shape[2:])))]
     if clip.padding == "mask":
         inputs.append(TensorSpec("length", "int32", (None,)))
     return KerasSession(
@@ -249,20 +275,16 @@ def _keras_model(description: ModelDescription, extractor: Any, classifier: Any)
         description.aggregate,
         extractor_session(extractor, description.preprocess),
         classifier_session(classifier, description.clip),
+        thresholds_of(description.thresholds, description.labels),
     )
 
 
 def _answers(model: Model, clips: list[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
-    length = model.clip.length
     lengths = np.array([len(clip) for clip in clips], np.int32)
-    features = np.stack([_zero_padded(model.extract(clip), length) for clip in clips])
+    features = np.stack([padded(model.extract(clip), model.clip) for clip in clips])
     return {
-        "frames": np.stack([_zero_padded(clip, length) for clip in clips]),
+        "frames": np.stack([padded(clip, model.clip) for clip in clips]),
         "lengths": lengths,
         "features": features,
         "scores": model.classify(features, lengths),
     }
-
-
-def _zero_padded(rows: NDArray[Any], length: int) -> NDArray[Any]:
-    return np.pad(rows, [(0, length - len(rows)), *[(0, 0)] * (rows.ndim - 1)])

@@ -6,13 +6,14 @@ A value that makes no sense raises `ValueError`; whoever reads a file turns that
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, cast, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 Crop = Literal["center_square", "none", "letterbox"]
 Interpolation = Literal["linear", "area"]
 Color = Literal["rgb", "gray3"]
-Sampling = Literal["rate"]
+Sampling = Literal["rate", "first", "uniform"]
 Padding = Literal["mask", "repeat_last"]
 Aggregate = Literal["mean", "first", "vote"]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -27,6 +28,7 @@ class _Record:
     """Gives a frozen dataclass its dictionary form; unknown and missing keys are errors."""
 
     __slots__ = ()
+    _LATER: ClassVar[frozenset[str]] = frozenset()  # keys that came after schema version 1 was first written
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary of all fields."""
@@ -34,13 +36,16 @@ class _Record:
 
     @classmethod
     def from_dict(cls: type[_Spec], data: Any) -> _Spec:
-        """The checked record; raises ValueError that names the key at fault."""
+        """The checked record; raises ValueError that names the key at fault.
+
+        A key in `_LATER` may be missing: a file that was written before the key existed means its default.
+        """
         if not isinstance(data, dict):
             raise ValueError(f"{cls.__name__} must be an object, not {type(data).__name__}")
         names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(data) - names):
             raise ValueError(f"{cls.__name__} has unknown keys {unknown}")
-        if missing := sorted(names - set(data)):
+        if missing := sorted(names - cls._LATER - set(data)):
             raise ValueError(f"{cls.__name__} lacks {missing}")
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
         return cls(**values)
@@ -83,6 +88,15 @@ def check_aggregate(aggregate: object) -> None:
     _one_of("aggregate", aggregate, Aggregate)
 
 
+def check_thresholds(thresholds: object, labels: tuple[str, ...]) -> None:
+    """Raise ValueError unless this maps labels to scores of 0 to 1."""
+    require(isinstance(thresholds, Mapping), f"thresholds are {thresholds!r}, must map labels to scores")
+    for label, score in cast("Mapping[str, object]", thresholds).items():
+        require(label in labels, f"there is a threshold for {label!r}, which is no label")
+        fits = _is_number(score) and 0 <= cast("float", score) <= 1
+        require(fits, f"the threshold of {label!r} is {score!r}, must be 0 to 1")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec(_Record):
     """One input or output of a graph: name, NumPy dtype name, shape with None for the batch."""
@@ -105,15 +119,20 @@ class TensorSpec(_Record):
 
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec(_Record):
-    """How a decoded RGB picture becomes the extractor's uint8 (height, width, 3) input.
+    """How decoded RGB pictures become the extractor's uint8 input.
 
-    Normalisation is not here: it is inside the extractor graph.
+    Normalisation is not here: it is inside the extractor graph. `stack` pictures, `stack_seconds` apart, make one
+    input (stack, height, width, 3), the sampled picture last; with a stack of 1 it is (height, width, 3).
     """
+
+    _LATER: ClassVar[frozenset[str]] = frozenset({"stack", "stack_seconds"})
 
     size: tuple[int, int]  # (height, width) in pixels
     crop: Crop = "center_square"
     interpolation: Interpolation = "linear"
     color: Color = "rgb"
+    stack: int = 1
+    stack_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         fits = isinstance(self.size, tuple) and len(self.size) == 2 and all(_is_count(n) for n in self.size)
@@ -122,12 +141,26 @@ class PreprocessSpec(_Record):
         _one_of("crop", self.crop, Crop)
         _one_of("interpolation", self.interpolation, Interpolation)
         _one_of("color", self.color, Color)
+        require(_is_count(self.stack) and self.stack <= 16, f"stack {self.stack!r} must be 1 to 16")
+        apart = _is_number(self.stack_seconds) and (0 < self.stack_seconds <= 1) == (self.stack > 1)
+        require(
+            apart and self.stack_seconds >= 0,
+            f"stack_seconds {self.stack_seconds!r} must be above 0, 1 at the most, for a stack; and 0 without one",
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input: (height, width, 3), or (stack, height, width, 3)."""
+        return (*((self.stack,) if self.stack > 1 else ()), *self.size, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpec(_Record):
-    """Which frames form a clip: `length` frames sampled at `rate` frames per second of video time.
+    """Which frames form a clip.
 
+    Of a stream: `length` frames sampled at `rate` frames per second of video time. Of a file that is labelled as a
+    whole, `sampling` says: `rate`, as of a stream; `first`, the first `length` frames whatever their time;
+    `uniform`, `length` frames spread evenly over the file. The last two are how published recipes count.
     `hop_seconds` is the distance between the starts of two clips, `stale_seconds` the gap in the time stamps
     after which a running clip is given up and a new one starts. `padding` says what stands behind the last
     frame of a clip that is not full: zeros that the classifier masks, or the last frame again.
@@ -160,6 +193,10 @@ class ClipSpec(_Record):
         """
         seconds = length / rate
         return cls(length, rate, seconds / 4 if hop_seconds is None else hop_seconds, max(1.0, seconds / 2))
+
+    def of_stream(self) -> ClipSpec:
+        """The same clips as they are cut from a stream: by time, whatever `sampling` says of files."""
+        return replace(self, sampling="rate")
 
     @property
     def seconds(self) -> float:

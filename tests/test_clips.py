@@ -3,20 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeclf.clips import Clip, ClipAssembler, ClipSchedule, ClipWindow, FrameSampler
+from edgeclf.clips import Clip, ClipAssembler, ClipSchedule, ClipWindow, RateSampler
 from edgeclf.specs import ClipSpec
 
 CLIP = ClipSpec.by_rate(4, 5.0, hop_seconds=0.4)
 
 
 def slots_of(times: list[float], clip: ClipSpec = CLIP) -> list[int]:
-    sampler = FrameSampler(clip)
+    sampler = RateSampler(clip)
     return [sampler.sample(seconds).slots for seconds in times]
 
 
 def clips_of(times: list[float], clip: ClipSpec = CLIP) -> list[Clip]:
     """The clips of frames whose feature is their number."""
-    sampler, assembler = FrameSampler(clip), ClipAssembler(clip)
+    sampler, assembler = RateSampler(clip), ClipAssembler(clip)
     clips = []
     for number, seconds in enumerate(times):
         sample = sampler.sample(seconds)
@@ -56,7 +56,7 @@ def test_frames_slower_than_the_rate_keep_the_length_of_a_clip_in_seconds() -> N
 
 
 def test_gap_restarts_the_grid_at_the_frame_behind_it() -> None:
-    sampler = FrameSampler(CLIP)
+    sampler = RateSampler(CLIP)
     sampler.sample(0.0)
     behind = sampler.sample(5.07)
     assert (behind.slots, behind.restart) == (1, True)

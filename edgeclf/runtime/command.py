@@ -34,9 +34,7 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option(
     "--conf",
     type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Below this score the label is 'unknown'.",
+    help="Below this score the label is 'unknown'; each label's own threshold in the bundle if not given.",
 )
 @click.option("--top-k", type=click.IntRange(1), help="How many labels to give with their scores.")
 @click.option(
@@ -51,7 +49,7 @@ def infer(
     device: Device,
     precision: str,
     batch: int | None,
-    conf: float,
+    conf: float | None,
     top_k: int | None,
     form: str,
     save: Path | None,
@@ -123,7 +121,7 @@ def _save(source: str, predictions: list[Prediction], path: Path) -> None:
     click.echo(f"{path}: {written} frames", err=True)
 
 
-def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None, conf: float) -> None:
+def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None, conf: float | None) -> None:
     from edgeclf.bundle import packaged_classifiers
 
     if not names:
@@ -131,7 +129,7 @@ def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | N
     if bundle is None:
         known = ", ".join(packaged_classifiers()) or "none"
         raise click.UsageError(f"say which model to use with --bundle; packaged: {known}")
-    if math.isnan(conf):
+    if conf is not None and math.isnan(conf):
         raise click.UsageError("--conf must be a number from 0 to 1")
     if form == "vtt" and len(names) > 1:
         raise click.UsageError(f"--format vtt describes one source, {len(names)} were named")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeclf.bundle import ModelBundle
 from edgeclf.errors import BundleError
-from edgeclf.runtime.session import Session, open_session
+from edgeclf.runtime.session import Arrays, Placement, Session, open_session
 from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
 
 Floats = NDArray[np.float32]
@@ -27,13 +28,21 @@ class Model:
     aggregate: Aggregate
     extractor: Session
     classifier: Session
+    thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown"; none: nothing is
 
-    def extract(self, frames: NDArray[np.uint8]) -> Floats:
-        """Features float32 (N, F) of frames uint8 (N, H, W, 3) RGB."""
+    def with_threshold(self, threshold: float | None) -> Model:
+        """The same model with one threshold for all labels; with its own ones for None."""
+        return self if threshold is None else replace(self, thresholds=(threshold,) * len(self.labels))
+
+    def extract(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        """Features float32 (N, F) of frames uint8 (N, H, W, 3) RGB, or (N, K, H, W, 3) where pictures are stacked.
+
+        Where the classifier takes frames, a frame is its own feature.
+        """
         return _first_output(self.extractor, {self.extractor.inputs[0].name: frames})
 
-    def classify(self, features: Floats, lengths: NDArray[np.int32]) -> Floats:
-        """Scores float32 (N, C) of clips float32 (N, T, F); rows of a clip from its length on are padding.
+    def classify(self, features: NDArray[Any], lengths: NDArray[np.int32]) -> Floats:
+        """Scores float32 (N, C) of clips of features (N, T, F); rows of a clip from its length on are padding.
 
         Clips run one by one: reductions such as softmax are vectorised over the batch in some kernels, so that a
         clip's last bit would depend on its neighbours. It costs 7 microseconds a clip (19 instead of 12).
@@ -62,11 +71,38 @@ def open_model(bundle: ModelBundle, device: Device = "auto", *, precision: str =
     _check_tensors("classifier", bundle.classifier, classifier)
     entry = bundle.classifier
     return Model(
-        entry.name, entry.labels, bundle.extractor.preprocess, entry.clip, entry.aggregate, extractor, classifier
+        entry.name,
+        entry.labels,
+        bundle.extractor.preprocess,
+        entry.clip,
+        entry.aggregate,
+        extractor,
+        classifier,
+        thresholds_of(entry.thresholds, entry.labels),
     )
 
 
-def _first_output(session: Session, feeds: dict[str, NDArray[Any]]) -> Floats:
+def thresholds_of(thresholds: Mapping[str, float], labels: tuple[str, ...]) -> tuple[float, ...]:
+    """The thresholds in the order of the labels, 0 for those that have none; empty where there are none at all."""
+    return tuple(thresholds.get(label, 0.0) for label in labels) if thresholds else ()
+
+
+class FramesAsFeatures:
+    """A session in the extractor's place where the classifier takes frames: each frame is its own feature."""
+
+    def __init__(self, preprocess: PreprocessSpec) -> None:
+        self.inputs = (TensorSpec("frames", "uint8", (None, *preprocess.input_shape)),)
+        self.outputs = self.inputs
+        self.placement = Placement("none", "frames as they are", "cpu", "uint8", 1)
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        return dict(feeds)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _first_output(session: Session, feeds: dict[str, NDArray[Any]]) -> NDArray[Any]:
     return session.run(feeds)[session.outputs[0].name]
 
 

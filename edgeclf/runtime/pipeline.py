@@ -23,6 +23,7 @@ from edgeclf.specs import Device
 from edgeclf.video import VideoSource, open_video, redacted
 
 Source = str | Path | VideoSource
+Form = Literal["file", "stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,20 @@ def run_loop(
     model: Model,
     options: LoopOptions,
     *,
-    threshold: float = 0.0,
+    threshold: float | None = None,
+    form: Form = "stream",
     meters: LoopMeters | None = None,
 ) -> Generator[Record, None, None]:
     """Predictions of all sources as they come, and for each source its result and its end.
 
-    A source that cannot be read ends with its error and harms no other. Closing the iterator stops every thread.
+    threshold: for all labels, instead of the model's own. form: "stream" cuts clips by time; "file" as the model's
+    recipe takes them from a file that it labels as a whole, which is the same unless that counts frames. A source that
+    cannot be read ends with its error and harms no other. Closing the iterator stops every thread.
     """
     meters = meters or LoopMeters()
+    model = model.with_threshold(threshold)
+    if form == "stream":
+        model = replace(model, clip=model.clip.of_stream())
     limit_opencv_threads()
     with (
         merge(
@@ -97,7 +104,7 @@ def run_loop(
             partial(extract, model=model), batches, workers=options.workers, meter=meters.extract, name="extract"
         ) as features,
     ):
-        predictions = classify(features, model, threshold=threshold, meter=meters.classify)
+        predictions = classify(features, model, meter=meters.classify)
         yield from conclude(predictions, model.aggregate)
 
 
@@ -116,7 +123,7 @@ class Classifier:
     While it runs, OpenCV resizes on the calling thread and FFmpeg's log is silent, in the whole process.
     """
 
-    def __init__(self, model: Model, options: LoopOptions | None = None, *, threshold: float = 0.0) -> None:
+    def __init__(self, model: Model, options: LoopOptions | None = None, *, threshold: float | None = None) -> None:
         self.model = model
         self.options = options or LoopOptions.for_device(model.extractor.placement.device)
         self.threshold = threshold
@@ -140,12 +147,12 @@ class Classifier:
         return self.model.labels
 
     def classify(self, source: Source) -> Result:
-        """The label of a whole file, with the predictions of its clips.
+        """The label of a whole file, with the predictions of its clips, taken as the model's recipe takes files.
 
         Raises VideoError where the file cannot be read or is damaged; `stream` gives what could be decoded.
         """
         found: Result | None = None
-        for record in self._records([source]):
+        for record in self._records([source], form="file"):
             if isinstance(record, Result):
                 found = record
             if isinstance(record, SourceEnd) and record.error:
@@ -173,8 +180,8 @@ class Classifier:
             if not isinstance(record, Result):
                 yield record
 
-    def _records(self, sources: Iterable[Source]) -> Iterator[Record]:
-        records = run_loop(sources, self.model, self.options, threshold=self.threshold)
+    def _records(self, sources: Iterable[Source], form: Form = "stream") -> Iterator[Record]:
+        records = run_loop(sources, self.model, self.options, threshold=self.threshold, form=form)
         self._running.add(records)
         return records
 
@@ -184,12 +191,12 @@ def open_classifier(
     *,
     device: Device = "auto",
     precision: str = "fp32",
-    threshold: float = 0.0,
+    threshold: float | None = None,
     options: LoopOptions | None = None,
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
-    device: "auto", "cpu", "cuda" or "tensorrt". threshold: the score below which a label is "unknown".
-    Raises BundleError and SessionError.
+    device: "auto", "cpu", "cuda" or "tensorrt". threshold: the score below which any label is "unknown",
+    instead of the bundle's own. Raises BundleError and SessionError.
     """
     return Classifier(open_model(open_bundle(name), device, precision=precision), options, threshold=threshold)

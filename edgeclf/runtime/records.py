@@ -23,7 +23,7 @@ class Scored:
     source: str
     labels: tuple[str, ...]
     scores: tuple[float, ...]
-    threshold: float = 0.0  # below it the label is "unknown"
+    thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown". None: 0 for all
 
     @property
     def score(self) -> float:
@@ -37,8 +37,9 @@ class Scored:
 
     @property
     def label(self) -> str:
-        """The label of the highest score, or "unknown" where that is below the threshold."""
-        return self.top_label if self.score >= self.threshold else UNKNOWN
+        """The label of the highest score, or "unknown" where that is below the label's threshold."""
+        threshold = self.thresholds[self.scores.index(self.score)] if self.thresholds else 0.0
+        return self.top_label if self.score >= threshold else UNKNOWN
 
     def ranked(self) -> list[tuple[str, float]]:
         """Labels with their scores, the highest first."""
@@ -125,7 +126,7 @@ def result_of(clips: Sequence[Prediction], aggregate: Aggregate) -> Result:
     """The result of a file's predictions, of which there must be one at least."""
     first = clips[0]
     scores = aggregate_scores([clip.scores for clip in clips], aggregate)
-    return Result(first.source, first.labels, scores, first.threshold, clips=tuple(clips))
+    return Result(first.source, first.labels, scores, first.thresholds, clips=tuple(clips))
 
 
 def aggregate_scores(scores: Iterable[Sequence[float]], aggregate: Aggregate) -> tuple[float, ...]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgeclf.clips import Clip, ClipAssembler, FrameSampler, Sample
-from edgeclf.errors import EdgeclfError, SessionError
+from edgeclf.clips import TIME_ROUNDING, Clip, ClipAssembler, Sample, sampler_of
+from edgeclf.errors import EdgeclfError, SessionError, VideoError
 from edgeclf.preprocess import preprocess_frame
 from edgeclf.runtime.meter import Meter, clock
-from edgeclf.runtime.model import Floats, Model
+from edgeclf.runtime.model import Model
 from edgeclf.runtime.records import Prediction, Record, SourceEnd, result_of
 from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec
-from edgeclf.video import RgbImage, SourceCounts, VideoSource
+from edgeclf.video import Frame, RgbImage, SourceCounts, VideoSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,17 @@ class SampledFrame:
     """A frame that clips are made of, as the extractor takes it."""
 
     id: SourceId
-    pixels: RgbImage  # uint8 (height, width, 3)
+    pixels: RgbImage  # uint8 (height, width, 3), or (stack, height, width, 3)
     pts_seconds: float
     sample: Sample
     ready_at: float  # meter.clock
+
+    def without_pixels(self) -> SampledFrame:
+        """The same with no pixels, for those who have to remember many."""
+        return replace(self, pixels=_NO_PIXELS)
+
+
+_NO_PIXELS: RgbImage = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class SampledFeature:
 
     id: SourceId
     frame: SampledFrame
-    feature: Floats  # (F,)
+    feature: NDArray[Any]  # float32 (F,), or the frame itself where the classifier takes frames
     extracted_at: float  # meter.clock
 
 
@@ -58,27 +69,73 @@ class Ended:
 def decode(
     source_id: SourceId, open_source: Callable[[], VideoSource], preprocess: PreprocessSpec, clip: ClipSpec
 ) -> Generator[SampledFrame | Ended, None, None]:
-    """The sampled frames of a source, then its end. A source that cannot be opened or read ends with its error."""
-    sampler = FrameSampler(clip)
+    """The sampled frames of a source, then its end. A source that cannot be opened or read ends with its error.
+
+    It is read no further than its clips reach, which only matters to clips that count frames.
+    """
     processed = skipped = 0
     source: VideoSource | None = None
     error: EdgeclfError | None = None
     try:
+        sampler = sampler_of(clip, partial(_count_frames, open_source))
+        stack = PictureStack(preprocess)
         source = open_source()
         with closing(source):
             for frame in source.frames():
                 sample = sampler.sample(frame.pts_seconds)
-                if sample.slots == 0:
+                stack.add(frame, restart=sample.restart)
+                if sample.slots:
+                    processed += 1
+                    yield SampledFrame(source_id, stack.pixels(), frame.pts_seconds, sample, clock())
+                else:
                     skipped += 1
-                    continue
-                pixels = preprocess_frame(frame.image, preprocess)
-                processed += 1
-                yield SampledFrame(source_id, pixels, frame.pts_seconds, sample, clock())
+                if sampler.done:
+                    break
     except EdgeclfError as failure:
         error = failure
     dropped = dict(source.dropped) if source else {}
     counts = SourceCounts(processed + skipped + sum(dropped.values()), processed, skipped, dropped)
     yield Ended(source_id, SourceEnd(source_id.name, counts, error, source.decoder if source else ""))
+
+
+def _count_frames(open_source: Callable[[], VideoSource]) -> int:
+    """How many frames a source gives; one that ends with an error gave those before it."""
+    count = 0
+    with closing(open_source()) as source, suppress(VideoError):
+        for _ in source.frames():
+            count += 1
+    return max(1, count)
+
+
+class PictureStack:
+    """Keeps the pictures that a frame is stacked with, and preprocesses those that are asked for."""
+
+    def __init__(self, preprocess: PreprocessSpec) -> None:
+        self._preprocess = preprocess
+        self._frames: deque[Frame] = deque()
+
+    def add(self, frame: Frame, *, restart: bool) -> None:
+        """One more frame; with `restart` none before it is remembered."""
+        if restart:
+            self._frames.clear()
+        self._frames.append(frame)
+        oldest = frame.pts_seconds - (self._preprocess.stack - 1) * self._preprocess.stack_seconds
+        while len(self._frames) > 1 and self._frames[1].pts_seconds <= oldest + TIME_ROUNDING:
+            self._frames.popleft()
+
+    def pixels(self) -> RgbImage:
+        """The last frame preprocessed, or the stack that ends with it: uint8 (K, height, width, 3).
+
+        In the place of each earlier picture stands the last frame that is not later than it should be, and the
+        first frame where there is none before.
+        """
+        frames = [self._at(steps) for steps in range(self._preprocess.stack - 1, 0, -1)] + [self._frames[-1]]
+        pictures = [preprocess_frame(frame.image, self._preprocess) for frame in frames]
+        return pictures[0] if len(pictures) == 1 else np.stack(pictures)
+
+    def _at(self, steps: int) -> Frame:
+        wanted = self._frames[-1].pts_seconds - steps * self._preprocess.stack_seconds + TIME_ROUNDING
+        return next((frame for frame in reversed(self._frames) if frame.pts_seconds <= wanted), self._frames[0])
 
 
 def extract(batch: list[SampledFrame | Ended], model: Model) -> list[SampledFeature | Ended]:
@@ -93,7 +150,6 @@ def classify(
     batches: Iterable[list[SampledFeature | Ended]],
     model: Model,
     *,
-    threshold: float = 0.0,
     meter: Meter | None = None,
 ) -> Iterator[tuple[SourceId, Prediction | SourceEnd]]:
     """Predictions and ends of all sources, each with its source, in order for each source.
@@ -105,7 +161,7 @@ def classify(
     for batch in meter.waiting(batches):
         start = clock()
         due = [part for item in batch for part in _due(item, tracks, model)]
-        predictions = iter(_predictions([part for part in due if isinstance(part, _DueClip)], model, threshold))
+        predictions = iter(_predictions([part for part in due if isinstance(part, _DueClip)], model))
         meter.add(busy=clock() - start, items=len(due))
         for part in due:
             yield part.id, part.end if isinstance(part, Ended) else next(predictions)
@@ -142,7 +198,7 @@ def _due(item: SampledFeature | Ended, tracks: dict[SourceId, _Track], model: Mo
         yield item
 
 
-def _predictions(due: Sequence[_DueClip], model: Model, threshold: float) -> list[Prediction]:
+def _predictions(due: Sequence[_DueClip], model: Model) -> list[Prediction]:
     if not due:
         return []
     features = np.stack([part.clip.features for part in due])
@@ -155,7 +211,7 @@ def _predictions(due: Sequence[_DueClip], model: Model, threshold: float) -> lis
             part.id.name,
             model.labels,
             tuple(row.tolist()),
-            threshold,
+            model.thresholds,
             start_seconds=round(part.clip.start_seconds, 6),
             end_seconds=round(part.clip.end_seconds, 6),
             flags=part.clip.flags,

@@ -1,10 +1,19 @@
-"""Sequence models: a clip of features to scores."""
+"""Sequence models: a clip of features to scores.
+
+All have the input `features` float32 (N, length, feature_size) and, where what stands behind the end of a clip is
+masked, the input `mask` bool (N, length), true where there is a frame; the true ones stand first. The output of all is
+the layer `scores`, float32 (N, classes), whose rows sum to 1.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from edgeclf.model_directory import import_keras
+
+TimePooling = Literal["mean", "mean_max"]
 
 
 def gru_classifier(
@@ -18,18 +27,237 @@ def gru_classifier(
 ) -> Any:
     """A GRU over a masked clip, dropout, softmax.
 
-    Inputs: `features` float32 (N, length, feature_size) and `mask` bool (N, length), true where there is a frame;
-    the true ones stand first. Output: scores float32 (N, classes) that sum to 1. In training, `dropout` is the
-    share of the GRU's last state that is left out, `feature_dropout` that of the features, the same ones in all
-    frames of a clip.
+    In training, `dropout` is the share of the GRU's last state that is left out, `feature_dropout` that of the
+    features, the same ones in all frames of a clip.
     """
     keras = import_keras()
-    features = keras.Input((length, feature_size), name="features")
-    mask = keras.Input((length,), dtype="bool", name="mask")
+    features, mask = _features_input(length, feature_size), _mask_input(length)
     kept = features
     if feature_dropout:
         kept = keras.layers.SpatialDropout1D(feature_dropout, name="feature_dropout")(features)
     state = keras.layers.GRU(units, name="gru")(kept, mask=mask)
     state = keras.layers.Dropout(dropout, name="dropout")(state)
-    scores = keras.layers.Dense(classes, activation="softmax", name="scores")(state)
-    return keras.Model({"features": features, "mask": mask}, scores, name="gru_classifier")
+    return keras.Model({"features": features, "mask": mask}, _scores(state, classes), name="gru_classifier")
+
+
+def change_gru_classifier(
+    length: int,
+    feature_size: int,
+    classes: int,
+    *,
+    units: int = 128,
+    narrow: int = 256,
+    dropout: float = 0.5,
+    feature_dropout: float = 0.5,
+) -> Any:
+    """A GRU over the features of a masked clip and their change from frame to frame; the mean of its states decides.
+
+    Roots of the features are taken, as in `statistics_classifier`; they must not be negative. The layer `standardise`
+    takes mean and spread of training data. `narrow` units stand between features and GRU. In training,
+    `feature_dropout` is the share of the features that is left out, the same ones in all frames, `dropout` that of the
+    mean state.
+    """
+    keras = import_keras()
+    layers, ops = keras.layers, keras.ops
+    features, mask = _features_input(length, feature_size), _mask_input(length)
+    roots = ops.sqrt(features)
+    change = ops.abs(ops.subtract(roots[:, 1:], roots[:, :-1]))
+    x = layers.Concatenate(name="with_change")([roots, layers.ZeroPadding1D((1, 0), name="change")(change)])
+    x = layers.Normalization(name="standardise")(x)
+    x = layers.SpatialDropout1D(feature_dropout, name="feature_dropout")(x)
+    x = layers.Dense(narrow, activation="relu", name="narrow")(x)
+    states = layers.GRU(units, return_sequences=True, name="gru")(x, mask=mask)
+    state = layers.Dropout(dropout, name="dropout")(_mean(states, _valid(mask)))
+    return keras.Model({"features": features, "mask": mask}, _scores(state, classes), name="change_gru_classifier")
+
+
+def published_gru(length: int, feature_size: int, classes: int) -> Any:
+    """Two GRUs over a masked clip, the classifier of the Keras code example on CNN-RNNs.
+
+    Source: S. Paul, "Video Classification with a CNN-RNN Architecture", 2021,
+    https://keras.io/examples/vision/video_classification.
+    """
+    keras = import_keras()
+    layers = keras.layers
+    features, mask = _features_input(length, feature_size), _mask_input(length)
+    states = layers.GRU(16, return_sequences=True, name="gru1")(features, mask=mask)
+    # The example leaves it to Keras to hand the mask on, which not every version has done:
+    # https://github.com/keras-team/keras/pull/21449
+    state = layers.GRU(8, name="gru2")(states, mask=mask)
+    state = layers.Dropout(0.4, name="dropout")(state)
+    state = layers.Dense(8, activation="relu", name="hidden")(state)
+    return keras.Model({"features": features, "mask": mask}, _scores(state, classes), name="published_gru")
+
+
+def published_lstm(length: int, feature_size: int, classes: int) -> Any:
+    """Two LSTMs over a full clip, without a mask, as in a published notebook on features of VGG16.
+
+    Source: the list of layers of a notebook, "VGG16 + LSTM". Keras 2 gave its hard sigmoid the slope 1/5; here it is
+    Keras 3's, with 1/6.
+    """
+    keras = import_keras()
+    layers = keras.layers
+    features = _features_input(length, feature_size)
+    lstm = layers.LSTM(456, dropout=0.5, recurrent_activation="hard_sigmoid", return_sequences=True, name="lstm1")
+    state = layers.LSTM(8, name="lstm2")(lstm(features))
+    state = layers.Dense(8, activation="relu", name="hidden")(state)
+    return keras.Model(features, _scores(state, classes), name="published_lstm")
+
+
+def lstm_classifier(
+    length: int,
+    feature_size: int,
+    classes: int,
+    *,
+    mask: bool,
+    units: int = 128,
+    dropout: float = 0.0,
+) -> Any:
+    """One LSTM over a clip, dropout where there is any, softmax.
+
+    Source: the network of Donahue et al. 2014 (arXiv 1411.4389), a CNN's features into one LSTM (Hochreiter &
+    Schmidhuber 1997), but with the scores of the last frame in place of the mean over all frames.
+    """
+    keras = import_keras()
+    features, inputs = _inputs(length, feature_size, mask=mask)
+    options = {"mask": inputs["mask"]} if isinstance(inputs, dict) else {}
+    state = keras.layers.LSTM(units, name="lstm")(features, **options)
+    if dropout:
+        state = keras.layers.Dropout(dropout, name="dropout")(state)
+    return keras.Model(inputs, _scores(state, classes), name="lstm_classifier")
+
+
+def vote_classifier(feature_size: int, classes: int) -> Any:
+    """Four dense layers for a clip of one frame; a video's label is what most of its frames say.
+
+    Source: P. Sharma, "Step-by-Step Deep Learning Tutorial to Build your own Video Classification Model", 2019,
+    https://www.analyticsvidhya.com/blog/2019/09/step-by-step-deep-learning-tutorial-video-classification-python.
+    There the features are all values of VGG16's last feature map.
+    """
+    keras = import_keras()
+    features = _features_input(1, feature_size)
+    x = keras.layers.Flatten(name="frame")(features)
+    for number, units in enumerate((1024, 512, 256, 128), start=1):
+        x = keras.layers.Dense(units, activation="relu", name=f"hidden{number}")(x)
+        x = keras.layers.Dropout(0.5, name=f"dropout{number}")(x)
+    return keras.Model(features, _scores(x, classes), name="vote_classifier")
+
+
+def pooled_classifier(
+    length: int,
+    feature_size: int,
+    classes: int,
+    *,
+    mask: bool = True,
+    pooling: TimePooling = "mean",
+    hidden: int = 0,
+    dropout: float = 0.5,
+    feature_dropout: float = 0.0,
+) -> Any:
+    """The mean over a clip's frames, with `mean_max` beside it the maximum, then dense layers; order plays no part.
+
+    `hidden` units with ReLU stand before the scores where there are any. In training, `dropout` is the share of what
+    goes into the scores that is left out, `feature_dropout` that of the features, the same ones in all frames.
+    Source: the "late" pooling of features over time in Ng et al. 2015 (arXiv 1503.08909), with few weights since it
+    is meant for small data sets.
+    """
+    keras = import_keras()
+    layers = keras.layers
+    features, inputs = _inputs(length, feature_size, mask=mask)
+    valid = inputs["mask"] if isinstance(inputs, dict) else None
+    x = layers.SpatialDropout1D(feature_dropout, name="feature_dropout")(features) if feature_dropout else features
+    pooled = layers.GlobalAveragePooling1D(name="mean")(x, **({} if valid is None else {"mask": valid}))
+    if pooling == "mean_max":
+        pooled = layers.Concatenate(name="pooled")([pooled, _maximum(x, valid)])
+    if hidden:
+        pooled = layers.Dense(hidden, activation="relu", name="hidden")(pooled)
+    pooled = layers.Dropout(dropout, name="dropout")(pooled)
+    return keras.Model(inputs, _scores(pooled, classes), name="pooled_classifier")
+
+
+def statistics_classifier(
+    length: int,
+    feature_size: int,
+    classes: int,
+    *,
+    first: int = 0,
+    hidden: int = 512,
+    dropout: float = 0.5,
+    statistics_dropout: float = 0.7,
+) -> Any:
+    """What features do over a masked clip, in four numbers each, then two dense layers; one without `hidden` units.
+
+    The numbers are the mean over time, the maximum, the mean change from frame to frame, and how the first half
+    differs from the second. The first three are at least 0, and their roots are taken, which keeps a few strong
+    features from drowning the others (power normalisation, Perronnin et al. 2010). The layer `statistics` ends the part
+    that has no weights; `standardise` takes mean and spread of training data (`train.training.standardise`). In
+    training, `statistics_dropout` is the share of the numbers that is left out, `dropout` that of the hidden units.
+    Features before number `first` are not looked at; the others must not be negative.
+    """
+    keras = import_keras()
+    layers, ops = keras.layers, keras.ops
+    features, mask = _features_input(length, feature_size), _mask_input(length)
+    valid = _valid(mask)
+    frames = ops.sum(valid, axis=1)  # (N, 1)
+    kept = ops.multiply(
+        features[..., first:] if first else features, valid
+    )  # noise behind a clip's end counts for nothing
+    mean = _mean(features[..., first:] if first else features, valid)
+    highest = ops.max(kept, axis=1)
+    steps = ops.multiply(ops.abs(ops.subtract(kept[:, 1:], kept[:, :-1])), valid[:, 1:])
+    change = ops.divide(ops.sum(steps, axis=1), ops.maximum(ops.subtract(frames, 1.0), 1.0))
+    place = np.arange(0.5, length, dtype=np.float32).reshape(1, length, 1)
+    side = ops.sign(ops.subtract(ops.expand_dims(frames, -1), 2 * place))  # 1 in the first half, -1 in the second
+    halves = ops.divide(ops.sum(ops.multiply(kept, side), axis=1), ops.maximum(ops.multiply(frames, 0.5), 0.5))
+    roots = ops.sqrt(ops.concatenate([mean, highest, change], axis=-1))
+    x = layers.Concatenate(name="statistics")([roots, halves])
+    x = layers.Normalization(name="standardise")(x)
+    x = layers.Dropout(statistics_dropout, name="statistics_dropout")(x)
+    if hidden:
+        x = layers.Dense(hidden, activation="relu", name="hidden")(x)
+        x = layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model({"features": features, "mask": mask}, _scores(x, classes), name="statistics_classifier")
+
+
+def _valid(mask: Any) -> Any:
+    """(N, T, 1), 1 where there is a frame, 0 behind a clip's end."""
+    ops = import_keras().ops
+    return ops.expand_dims(ops.cast(mask, "float32"), -1)
+
+
+def _mean(x: Any, valid: Any) -> Any:
+    """(N, F), the mean over the frames that there are; 0 where there is none, of which Keras' layer makes a NaN."""
+    ops = import_keras().ops
+    return ops.divide(ops.sum(ops.multiply(x, valid), axis=1), ops.maximum(ops.sum(valid, axis=1), 1.0))
+
+
+def _maximum(x: Any, valid: Any) -> Any:
+    """(N, F), the maximum over the frames that there are."""
+    layers = import_keras().layers
+    if valid is not None:
+        # Keras' maximum takes no mask: 0 is added to a frame, and to what stands behind a clip's end a number so low
+        # that it never is the maximum.
+        penalty = layers.Rescaling(_NEVER, offset=-_NEVER, name="penalty")(valid)
+        x = layers.Add(name="frames_only")([x, layers.Reshape((x.shape[1], 1), name="penalties")(penalty)])
+    return layers.GlobalMaxPooling1D(name="maximum")(x)
+
+
+_NEVER = 1e30
+
+
+def _inputs(length: int, feature_size: int, *, mask: bool) -> tuple[Any, Any]:
+    """The features, and the inputs of the model: a dictionary with the mask where there is one."""
+    features = _features_input(length, feature_size)
+    return features, {"features": features, "mask": _mask_input(length)} if mask else features
+
+
+def _features_input(length: int, feature_size: int) -> Any:
+    return import_keras().Input((length, feature_size), name="features")
+
+
+def _mask_input(length: int) -> Any:
+    return import_keras().Input((length,), dtype="bool", name="mask")
+
+
+def _scores(state: Any, classes: int) -> Any:
+    return import_keras().layers.Dense(classes, activation="softmax", dtype="float32", name="scores")(state)

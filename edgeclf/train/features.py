@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from edgeclf.model_directory import ARCHIVE_ERRORS
 from edgeclf.preprocess import limit_opencv_threads
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.merge import merge
-from edgeclf.runtime.model import Floats
 from edgeclf.runtime.session import Session
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, decode
 from edgeclf.specs import ClipSpec, PreprocessSpec
-from edgeclf.video import open_video
+from edgeclf.train.augment import Augmentation, Pictures, drawn_change
+from edgeclf.train.dataset import LabelledClip
+from edgeclf.video import VideoSource, open_video
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _BATCH = 32
 class VideoFeatures:
     """The features of a video's sampled frames, with what is needed to cut clips out of them."""
 
-    rows: Floats  # (S, F), one for each sampled frame
+    rows: NDArray[Any]  # (S, F) float32 or float16, or frames uint8 (S, H, W, 3); one for each sampled frame
     pts_seconds: NDArray[np.float64]  # (S,)
     slots: NDArray[np.int32]  # (S,) slots that each fills
     restarts: NDArray[np.bool_]  # (S,) true where a gap lies before it
@@ -46,51 +47,141 @@ class VideoFeatures:
 
     def clips(self, spec: ClipSpec) -> list[Clip]:
         """All clips of the video, cut as the runtime cuts them."""
+        return self._cut(self.rows, spec)
+
+    def windows(self, spec: ClipSpec) -> list[Clip]:
+        """All clips of the video with the numbers of their rows, (T, 1), in the place of features."""
+        return self._cut(np.arange(len(self.rows))[:, None], spec)
+
+    def _cut(self, rows: NDArray[Any], spec: ClipSpec) -> list[Clip]:
         assembler = ClipAssembler(spec)
         clips: list[Clip] = []
-        for row, seconds, slots, restart in zip(self.rows, self.pts_seconds, self.slots, self.restarts, strict=True):
+        for row, seconds, slots, restart in zip(rows, self.pts_seconds, self.slots, self.restarts, strict=True):
             clips += assembler.add(row, float(seconds), Sample(int(slots), bool(restart)))
         return clips + assembler.finish()
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """A way of looking at every clip: as it is (number 0), or changed as drawn from its content and the number."""
+
+    number: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def change(self, digest: str) -> Callable[[Pictures], Pictures]:
+        """The change for the clip whose content has this hash."""
+        if self.number == 0:
+            return _unchanged
+        seed = hashlib.sha256(f"{digest} {self.number}".encode()).digest()
+        return drawn_change(self.augmentation, np.random.default_rng(list(seed)))
+
+    def key(self) -> Any:
+        """What tells this view from others, for JSON."""
+        return [self.number, asdict(self.augmentation)] if self.number else 0
+
+
+AS_IT_IS = View()
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """How features are made: by which extractor, of which frames, in which precision.
+
+    identity: what tells this extractor from any other (`extractor_identity`). dtype: of the features that are kept;
+    frames are uint8 whatever it says.
+    """
+
+    extractor: Session
+    identity: str
+    preprocess: PreprocessSpec
+    clip: ClipSpec
+    dtype: str = "float32"
+
+    def key(self, clip: LabelledClip, view: View) -> str:
+        """A hash of all that the features of a clip depend on."""
+        sampling = {"sampling": self.clip.sampling, "rate": self.clip.rate, "stale_seconds": self.clip.stale_seconds}
+        if self.clip.sampling != "rate":
+            sampling = {"sampling": self.clip.sampling, "length": self.clip.length}
+        parts = ["v2", content_hash(clip), self.identity, self.preprocess.to_dict(), sampling, self.dtype, view.key()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def video_features(
-    paths: Sequence[Path],
-    extractor: Session,
-    identity: str,
-    preprocess: PreprocessSpec,
-    clip: ClipSpec,
+    clips: Sequence[LabelledClip],
+    extraction: Extraction,
     *,
+    view: View = AS_IT_IS,
     cache: Path | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> list[VideoFeatures]:
-    """The features of all videos, in their order; a video that cannot be read has its error instead.
+    """The features of all clips, in their order; one that cannot be read has its error instead.
 
-    identity: what tells this extractor from any other (`extractor_identity`). cache: the folder in which
-    features are kept under the hash of the video and of everything that they depend on. progress: called
-    once for each finished video.
+    cache: the folder in which features are kept under the hash of the clip and of everything that they depend on.
+    progress: called once for each finished clip.
     """
-    keys = [_cache_file(cache, path, identity, preprocess, clip) for path in paths]
+    keys = [_cache_file(cache, clip, extraction, view) for clip in clips]
     found: dict[int, VideoFeatures] = {}
     for index, key in enumerate(keys):
         if (kept := _read(key)) is not None:
             found[index] = kept
             progress()
-    missing = [index for index in range(len(paths)) if index not in found]
-    for position, features in _extracted([paths[index] for index in missing], extractor, preprocess, clip):
+    missing = [index for index in range(len(clips)) if index not in found]
+    for position, features in _extracted([clips[index] for index in missing], extraction, view):
         index = missing[position]
         found[index] = features
         if not features.error:
             _write(keys[index], features)
         progress()
-    return [found[index] for index in range(len(paths))]
+    return [found[index] for index in range(len(clips))]
+
+
+class KeptFeatures(Sequence[VideoFeatures]):
+    """The features of many clips, read from the cache each time they are asked for: frames need not fit in memory.
+
+    What is not in the cache is made first; only clips that cannot be kept there, being damaged, stay in memory.
+    """
+
+    def __init__(
+        self, clips: Sequence[LabelledClip], extraction: Extraction, cache: Path, progress: Callable[[], None]
+    ) -> None:
+        self._files = [_cache_file(cache, clip, extraction, AS_IT_IS) for clip in clips]
+        self._held: dict[int, VideoFeatures] = {}
+        for index, (clip, file) in enumerate(zip(clips, self._files, strict=True)):
+            if file is None or not file.is_file():
+                (features,) = video_features([clip], extraction, cache=cache)
+                if features.error:
+                    self._held[index] = features
+            progress()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index in self._held:
+            return self._held[index]
+        features = _read(self._files[index])
+        if features is None:
+            raise EdgeclfError(f"{self._files[index]} is gone or damaged", hint="start again; it will be made anew")
+        return features
 
 
 def extractor_identity(extractor: Any) -> str:
-    """A hash of a Keras extractor's architecture and weights."""
+    """A hash of a Keras extractor's architecture and weights; of None, the frames as they are, a word."""
+    if extractor is None:
+        return "frames"
     digest = hashlib.sha256(extractor.to_json().encode())
     for weight in extractor.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
+
+
+def content_hash(clip: LabelledClip) -> str:
+    """One hash of the bytes of all files of a clip, in order; empty where one is missing."""
+    try:
+        digests = [sha256_of(file) for file in clip.files]
+    except OSError:
+        return ""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def feature_cache_folder() -> Path:
@@ -99,57 +190,68 @@ def feature_cache_folder() -> Path:
     return Path(base, "edgeclf", "features")
 
 
+def _unchanged(pictures: Pictures) -> Pictures:
+    return pictures
+
+
 def _extracted(
-    paths: Sequence[Path], extractor: Session, preprocess: PreprocessSpec, clip: ClipSpec
+    clips: Sequence[LabelledClip], extraction: Extraction, view: View
 ) -> Iterator[tuple[int, VideoFeatures]]:
-    """Features of each video with its index, as they are finished; decoding runs beside the extractor."""
+    """Features of each clip with its index, as they are finished; decoding runs beside the extractor."""
     limit_opencv_threads()
     sources = (
-        decode(SourceId(index, str(path)), partial(open_video, path), preprocess, clip)
-        for index, path in enumerate(paths)
+        decode(SourceId(index, clip.name), partial(open_clip, clip), extraction.preprocess, extraction.clip)
+        for index, clip in enumerate(clips)
     )
-    places: dict[int, list[tuple[float, Sample]]] = {}
-    rows: dict[int, list[Floats]] = {}
+    changes = [view.change(content_hash(clip) if view.number else "") for clip in clips]
+    samples: dict[int, list[SampledFrame]] = {}
+    rows: dict[int, list[NDArray[Any]]] = {}
     with merge(sources, batch_size=_BATCH, max_wait=60.0, depth=2 * _BATCH, at_once=available_cores()) as batches:
         for batch in batches:
             sampled = [item for item in batch if isinstance(item, SampledFrame)]
-            features = _run(extractor, sampled)
-            for frame, row in zip(sampled, features, strict=True):
-                places.setdefault(frame.id.index, []).append((frame.pts_seconds, frame.sample))
+            for frame, row in zip(sampled, _run(extraction, sampled, changes), strict=True):
+                samples.setdefault(frame.id.index, []).append(frame.without_pixels())
                 rows.setdefault(frame.id.index, []).append(row)
             for ended in (item for item in batch if isinstance(item, Ended)):
                 index = ended.id.index
                 error = str(ended.end.error or "")
-                yield index, _assembled(places.pop(index, []), rows.pop(index, []), extractor, error)
+                yield index, _assembled(samples.pop(index, []), rows.pop(index, []), extraction, error)
 
 
-def _run(extractor: Session, frames: Sequence[SampledFrame]) -> Floats:
+def open_clip(clip: LabelledClip) -> VideoSource:
+    """A new source of a clip's frames."""
+    source = clip.source
+    return open_video(source) if isinstance(source, Path) else source
+
+
+def _run(
+    extraction: Extraction, frames: Sequence[SampledFrame], changes: Sequence[Callable[[Pictures], Pictures]]
+) -> NDArray[Any]:
+    session = extraction.extractor
     if not frames:
         return np.zeros((0, 0), np.float32)
-    pixels = np.stack([frame.pixels for frame in frames])
-    features: Floats = extractor.run({extractor.inputs[0].name: pixels})[extractor.outputs[0].name]
-    return features
+    pixels = np.stack([changes[frame.id.index](frame.pixels) for frame in frames])
+    features = session.run({session.inputs[0].name: pixels})[session.outputs[0].name]
+    return features if features.dtype == np.uint8 else features.astype(extraction.dtype)
 
 
-def _assembled(places: list[tuple[float, Sample]], rows: list[Floats], extractor: Session, error: str) -> VideoFeatures:
-    size = extractor.outputs[0].shape[1] or 0
+def _assembled(
+    samples: list[SampledFrame], rows: list[NDArray[Any]], extraction: Extraction, error: str
+) -> VideoFeatures:
+    shape = extraction.extractor.outputs[0].shape[1:]
     return VideoFeatures(
-        np.stack(rows) if rows else np.zeros((0, size), np.float32),
-        np.array([seconds for seconds, _ in places], np.float64),
-        np.array([sample.slots for _, sample in places], np.int32),
-        np.array([sample.restart for _, sample in places], np.bool_),
+        np.stack(rows) if rows else np.zeros((0, *(size or 0 for size in shape)), np.float32),
+        np.array([frame.pts_seconds for frame in samples], np.float64),
+        np.array([frame.sample.slots for frame in samples], np.int32),
+        np.array([frame.sample.restart for frame in samples], np.bool_),
         error,
     )
 
 
-def _cache_file(
-    cache: Path | None, path: Path, identity: str, preprocess: PreprocessSpec, clip: ClipSpec
-) -> Path | None:
-    if cache is None or not path.is_file():
+def _cache_file(cache: Path | None, clip: LabelledClip, extraction: Extraction, view: View) -> Path | None:
+    if cache is None or not all(file.is_file() for file in clip.files):
         return None
-    sampling = {"sampling": clip.sampling, "rate": clip.rate, "stale_seconds": clip.stale_seconds}
-    parts = json.dumps(["v1", sha256_of(path), identity, preprocess.to_dict(), sampling], sort_keys=True)
-    key = hashlib.sha256(parts.encode()).hexdigest()
+    key = extraction.key(clip, view)
     return cache / key[:2] / f"{key}.npz"
 
 

@@ -1,103 +1,282 @@
-"""Fitting a sequence model on clips of features."""
+"""Fitting a Keras model epoch by epoch, so that it can be killed and taken up again with the same result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import csv
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.errors import DataError
 from edgeclf.model_directory import import_keras
 from edgeclf.runtime.model import Floats
-from edgeclf.specs import ClipSpec
-from edgeclf.train.features import VideoFeatures
+from edgeclf.runtime.prefetch import prefetch
+
+log = logging.getLogger(__name__)
+
+Schedule = Literal["constant", "cosine", "plateau"]
+Row = dict[str, float]  # one epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, seconds
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # an epoch may take less than writing its checkpoint
+_PLATEAU_EPOCHS, _PLATEAU_FACTOR = 5, 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """How a sequence model is fitted."""
+    """How a model is fitted.
+
+    schedule: the learning rate stays, falls to 0 on half a cosine, or is multiplied by 0.3 after 5 epochs without a
+    lower validation loss. class_weights: every class weighs the same, however many clips it has.
+    """
 
     epochs: int = 60
     batch: int = 64
     learning_rate: float = 1e-3
     patience: int = 15  # epochs without a lower validation loss, then it ends
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # both parameters of the beta distribution that clips are blended by; 0: they are not
+    class_weights: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """How it went: the epoch whose weights were kept, and what the validation clips said of it."""
+class Batch:
+    """Examples for one step."""
 
-    epochs: int
-    best_epoch: int
-    validation_loss: float
-    validation_accuracy: float  # over clips of features, not over videos
+    inputs: Any  # what the Keras model takes
+    truth: Floats  # (N, C), each row sums to 1: what is there, and how much of it
+    weights: Floats  # (N,)
+
+
+class Batches(Protocol):
+    """Labelled examples, in batches, as often as they are asked for."""
+
+    @property
+    def steps(self) -> int:
+        """Batches in one epoch."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, which depend on its number and on nothing drawn before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """Clips of features with their labels; the clips of one video weigh as much as one clip."""
+class Fitted:
+    """How it went; the model has the weights of the best epoch, that of the lowest validation loss."""
 
-    features: Floats  # (N, T, F)
-    lengths: NDArray[np.int32]  # (N,)
-    labels: NDArray[np.int32]  # (N,)
-    weights: Floats  # (N,)
+    history: tuple[Row, ...]
+    best_epoch: int  # from 1
 
-    def inputs(self) -> dict[str, NDArray[Any]]:
-        """What a Keras classifier takes."""
-        return {"features": self.features, "mask": np.arange(self.features.shape[1]) < self.lengths[:, None]}
-
-
-def examples_of(videos: Sequence[VideoFeatures], labels: Sequence[int], clip: ClipSpec) -> Examples:
-    """All clips of all videos; a video without any clip has none."""
-    clips = [
-        (part, label, 1 / len(parts))
-        for video, label in zip(videos, labels, strict=True)
-        for parts in [video.clips(clip)]
-        for part in parts
-    ]
-    return Examples(
-        np.stack([part.features for part, _, _ in clips]),
-        np.array([part.length for part, _, _ in clips], np.int32),
-        np.array([label for _, label, _ in clips], np.int32),
-        np.array([weight for _, _, weight in clips], np.float32),
-    )
+    @property
+    def best(self) -> Row:
+        """The figures of the best epoch."""
+        return self.history[self.best_epoch - 1]
 
 
-def fit_classifier(
-    classifier: Any,
-    train: Examples,
-    validation: Examples,
+@dataclass(slots=True)
+class _Progress:
+    """What has to be known to go on after an epoch, beside the weights."""
+
+    history: list[Row] = field(default_factory=list)
+    best_epoch: int = 0
+    learning_rate: float = 0.0
+
+
+def fit(
+    model: Any,
+    train: Batches,
+    validation: Batches,
     settings: FitSettings,
     *,
-    progress: Callable[[int, dict[str, float]], None],
+    folder: Path | None = None,
+    progress: Callable[[Row], None] = lambda _: None,
+    last_epoch: int | None = None,
 ) -> Fitted:
-    """Fit a Keras classifier; it ends with the weights of the lowest validation loss.
+    """Fit a Keras classifier; it ends with the weights of its lowest validation loss.
 
-    progress: called after each epoch with its number and Keras' figures.
+    folder: where checkpoints and `log.csv` are kept. If it holds a checkpoint of the same model, settings and number
+    of steps, fitting goes on behind it, and ends with the weights that it would have had uninterrupted. progress:
+    called after each epoch with its row of the log. last_epoch: end behind this one,
+    with its weights. Raises DataError where the loss is no number.
     """
+    _compile(model, settings)
+    checkpoints = _Checkpoints(folder, _fingerprint(model, train, settings)) if folder else None
+    state, best = _Progress(learning_rate=settings.learning_rate), model.get_weights()
+    if checkpoints and (kept := checkpoints.load(model)):
+        state, best = kept
+        for row in state.history:
+            progress(row)
+    while not _ended(state, settings, last_epoch):
+        row = _run_epoch(model, train, validation, settings, state)
+        state.history.append(row)
+        if last_epoch or row["val_loss"] <= min(past["val_loss"] for past in state.history):
+            state.best_epoch, best = len(state.history), model.get_weights()
+        _follow_plateau(state, settings)
+        if checkpoints:
+            checkpoints.save(model, state, best, always=_ended(state, settings, last_epoch))
+        progress(row)
+    model.set_weights(best)
+    return Fitted(tuple(state.history), state.best_epoch)
+
+
+def write_log(file: Path, history: Sequence[Row]) -> None:
+    """Write the epochs as CSV, one row each."""
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _compile(model: Any, settings: FitSettings) -> None:
     keras = import_keras()
-    classifier.compile(
-        keras.optimizers.Adam(settings.learning_rate),
-        loss="sparse_categorical_crossentropy",
-        weighted_metrics=["accuracy"],
+    model.compile(
+        keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+        weighted_metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=False,
     )
-    history = classifier.fit(
-        train.inputs(),
-        train.labels,
-        sample_weight=train.weights / train.weights.mean(),
-        validation_data=(validation.inputs(), validation.labels, validation.weights / validation.weights.mean()),
-        epochs=settings.epochs,
-        batch_size=settings.batch,
-        callbacks=[
-            keras.callbacks.EarlyStopping("val_loss", patience=settings.patience, restore_best_weights=True),
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: progress(epoch + 1, logs)),
-        ],
-        verbose=0,
-    ).history
-    best = int(np.argmin(history["val_loss"]))
-    return Fitted(
-        len(history["val_loss"]), best + 1, float(history["val_loss"][best]), float(history["val_accuracy"][best])
-    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _run_epoch(model: Any, train: Batches, validation: Batches, settings: FitSettings, state: _Progress) -> Row:
+    number, start = len(state.history), time.monotonic()
+    _seed_dropout(model, settings.seed, number)
+    figures: dict[str, float] = {}
+    model.reset_metrics()
+    rate = state.learning_rate
+    with prefetch(train.epoch(number), depth=2) as batches:
+        for step, batch in enumerate(batches):
+            if settings.schedule == "cosine":
+                done = (number + step / train.steps) / settings.epochs
+                rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
+            model.optimizer.learning_rate.assign(rate)
+            figures = model.train_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True)
+    if not np.isfinite(figures["loss"]):
+        raise DataError(f"the loss is {figures['loss']} in epoch {number + 1}", hint="take a smaller --lr")
+    row = {"epoch": float(number + 1), "loss": float(figures["loss"]), "accuracy": float(figures["accuracy"])}
+    row |= {f"val_{name}": value for name, value in measure(model, validation).items()}
+    return row | {"learning_rate": float(rate), "seconds": round(time.monotonic() - start, 3)}
+
+
+def measure(model: Any, batches: Batches) -> dict[str, float]:
+    """Loss and accuracy of a compiled model."""
+    model.reset_metrics()
+    figures: Mapping[str, Any] = {}
+    with prefetch(batches.epoch(0), depth=2) as items:
+        for batch in items:
+            figures = model.test_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True)
+    return {name: float(figures[name]) for name in ("loss", "accuracy")}
+
+
+def _seed_dropout(model: Any, seed: int, epoch: int) -> None:
+    """Give every layer that draws a state of its own for this epoch, whatever was drawn before."""
+    for index, generator in enumerate(_seed_generators(model)):
+        digest = hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest()
+        generator.state.assign(np.frombuffer(digest[:8], np.uint32).astype(generator.state.dtype))
+
+
+def _seed_generators(model: Any) -> list[Any]:
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else model.layers
+    return [generator for layer in layers for generator in getattr(layer, "_seed_generators", [])]
+
+
+def _ended(state: _Progress, settings: FitSettings, last_epoch: int | None) -> bool:
+    epochs = len(state.history)
+    if last_epoch:
+        return epochs >= last_epoch
+    return epochs >= settings.epochs or epochs - state.best_epoch >= settings.patience > 0
+
+
+def _follow_plateau(state: _Progress, settings: FitSettings) -> None:
+    behind = len(state.history) - state.best_epoch
+    if settings.schedule == "plateau" and behind and behind % _PLATEAU_EPOCHS == 0:
+        state.learning_rate *= _PLATEAU_FACTOR
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(model: Any, train: Batches, settings: FitSettings) -> str:
+    """What a checkpoint must have in common with a run that takes it up: layers, first weights, settings, steps."""
+    digest = hashlib.sha256(json.dumps([model.to_json(), asdict(settings), train.steps]).encode())
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+class _Checkpoints:
+    """Folders `epoch-0007`, of which only the last whole one is kept."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._saved_at = time.monotonic()
+
+    def save(self, model: Any, state: _Progress, best: Sequence[NDArray[Any]], *, always: bool) -> None:
+        """Keep everything, unless it was just done; a folder is whole or not there."""
+        write_log(self._folder / "log.csv", state.history)
+        if time.monotonic() - self._saved_at < _SECONDS_BETWEEN_CHECKPOINTS and not always:
+            return
+        unfinished = self._folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        _write_arrays(unfinished / "weights.npz", dict(_numbered(model.get_weights())))
+        _write_arrays(unfinished / "best.npz", dict(_numbered(best)))
+        optimizer = [variable.numpy() for variable in _optimizer_variables(model.optimizer)]
+        _write_arrays(unfinished / "optimizer.npz", dict(_numbered(optimizer)))
+        (unfinished / "state.json").write_text(json.dumps({"fingerprint": self._fingerprint, **asdict(state)}))
+        older = self._folders()
+        unfinished.rename(self._folder / f"epoch-{len(state.history):04}")
+        for path in older:
+            shutil.rmtree(path)
+        self._saved_at = time.monotonic()
+
+    def load(self, model: Any) -> tuple[_Progress, list[NDArray[Any]]] | None:
+        """What the last checkpoint holds, with the model and its optimizer set to it; None where none fits."""
+        for path in reversed(self._folders()):
+            state = json.loads((path / "state.json").read_text())
+            if state.pop("fingerprint") != self._fingerprint:
+                log.warning("%s is of another data set, recipe or setting, and is not taken up", path)
+                continue
+            model.set_weights(_read_arrays(path / "weights.npz"))
+            kept = _read_arrays(path / "optimizer.npz")
+            for variable, value in zip(_optimizer_variables(model.optimizer), kept, strict=True):
+                variable.assign(value)
+            return _Progress(**state), _read_arrays(path / "best.npz")
+        return None
+
+    def _folders(self) -> list[Path]:
+        return sorted(self._folder.glob("epoch-*"))
+
+
+def _optimizer_variables(optimizer: Any) -> list[Any]:
+    """Those of the optimizer, and of the one inside that which scales the loss for half precision."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    variables = [*optimizer.variables, *(inner.variables if inner else ())]
+    return list({id(variable): variable for variable in variables}.values())
+
+
+def _numbered(arrays: Sequence[NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    return ((f"{index:05}", array) for index, array in enumerate(arrays))
+
+
+def _write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    with closing(file.open("wb")) as out:
+        np.savez(out, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def _read_arrays(file: Path) -> list[NDArray[Any]]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return [arrays[name] for name in sorted(arrays.files)]

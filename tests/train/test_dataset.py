@@ -1,23 +1,38 @@
-"""Labelled clips from folders and CSV files, and splits that keep recordings together."""
+"""Data sets: what is refused, which classes are kept, and splits that keep recordings together."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from edgeclf.errors import DataError
-from edgeclf.train.dataset import Dataset, LabelledClip, load_dataset, with_validation
+from edgeclf.train.dataset import (
+    Dataset,
+    LabelledClip,
+    draw_image_clips,
+    load_dataset,
+    load_ucf101,
+    with_validation,
+)
 from tests.support.labelled import write_csv
 
+UCF101_8 = [(1, 824, 220), (2, 728, 316), (3, 725, 319)]  # official split, clips for training and for test
 
-def touch(folder: Path, *names: str) -> Path:
-    """Empty files; loading a data set opens no video."""
-    for name in names:
+
+@pytest.fixture
+def sklearn() -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'edgeclf[train]'")
+
+
+def write_files(folder: Path, contents: Mapping[str, str]) -> Path:
+    """Files of some bytes; loading a data set opens no video."""
+    for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
+        (folder / name).write_text(content)
     return folder
 
 
@@ -32,100 +47,7 @@ def recordings(groups: int, labels: Sequence[str] = ("run", "sit"), clips: int =
     return Dataset(tuple(made), tuple(sorted(labels)))
 
 
-# -- folders ----------------------------------------------------------------------------------------------------------
-
-
-def test_each_folder_is_a_class(tmp_path: Path) -> None:
-    touch(tmp_path, "sit/a.mp4", "run/b.AVI", "run/deep/c.mkv", "run/notes.txt", "loose.mp4", "empty/x.json")
-    dataset = load_dataset(tmp_path)
-    assert dataset.labels == ("run", "sit")
-    assert [(clip.path.name, clip.label, clip.split) for clip in dataset.clips] == [
-        ("b.AVI", "run", "train"),
-        ("c.mkv", "run", "train"),
-        ("a.mp4", "sit", "train"),
-    ]
-
-
-def test_ucf_names_give_groups_and_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "Punch/v_Punch_g08_c01.avi", "Punch/v_Punch_g08_c02.avi", "Sit/v_Sit_Up_g11_c07.mp4")
-    assert [clip.group for clip in load_dataset(tmp_path).clips] == ["g08", "g08", "g11"]
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("name", ["v_Punch_g08.avi", "Punch_g08_c01.avi", "v_Punch_g08_c01_copy.avi"])
-def test_other_names_give_no_group_and_a_warning(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, f"Punch/{name}", "Sit/v_Sit_g11_c07.avi")
-    with caplog.at_level(logging.WARNING):
-        dataset = load_dataset(tmp_path)
-    assert dataset.clips[0].group == ""
-    assert "no groups are known" in caplog.text
-
-
-@pytest.mark.parametrize("files", [(), ("run/a.mp4",), ("a.mp4", "b.mp4"), ("run/a.txt", "sit/b.txt")], ids=str)
-def test_folder_without_two_classes_is_refused(tmp_path: Path, files: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="does not hold two folders with videos; make one folder for each class"):
-        load_dataset(touch(tmp_path, *files))
-
-
-# -- CSV files --------------------------------------------------------------------------------------------------------
-
-
-def test_csv_paths_are_relative_to_it_and_splits_have_synonyms(tmp_path: Path) -> None:
-    rows = [
-        ("clips/a.avi", "run", "g1", "train"),
-        ("/far/b.avi", "sit", " g2 ", "VAL"),
-        ("c.avi", "run", "", "valid"),
-        ("d.avi", "run", "", " test "),
-        ("e.avi", "sit", "", ""),
-    ]
-    dataset = load_dataset(write_csv(tmp_path / "clips.csv", rows))
-    assert dataset.labels == ("run", "sit")
-    assert [clip.path for clip in dataset.clips[:2]] == [tmp_path / "clips/a.avi", Path("/far/b.avi")]
-    assert [clip.group for clip in dataset.clips] == ["g1", "g2", "", "", ""]
-    assert [clip.split for clip in dataset.clips] == ["train", "validation", "validation", "test", "train"]
-    assert [clip.path.name for clip in dataset.split("validation")] == ["b.avi", "c.avi"]
-
-
-def test_group_and_split_columns_may_be_missing_and_others_there(tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "clips.csv", [("12", "run", "a.avi")], columns=("frames", "label", "path"))
-    assert load_dataset(file).clips == (LabelledClip(tmp_path / "a.avi", "run", "", "train"),)
-
-
-def test_byte_order_mark_of_a_spreadsheet_is_no_column(tmp_path: Path) -> None:
-    (tmp_path / "clips.csv").write_text("\ufeffpath,label\na.avi,läuft\n", encoding="utf-8")
-    assert load_dataset(tmp_path / "clips.csv").labels == ("läuft",)
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "path,label\n", "file,label\na.avi,run\n", "path;label\na.avi;run\n"])
-def test_csv_without_rows_or_columns_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "clips.csv").write_text(text)
-    with pytest.raises(DataError, match="has no rows with the columns path and label"):
-        load_dataset(tmp_path / "clips.csv")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("b.avi,run,g1,later", "line 4: split is 'later'; use train, val or test"),
-        ("b.avi,,g1,test", "line 4: path or label is empty"),
-        (",run,g1,test", "line 4: path or label is empty"),
-        ("b.avi", "line 4: path or label is empty"),
-    ],
-)
-def test_bad_row_is_named_by_its_line_in_the_file(tmp_path: Path, row: str, message: str) -> None:
-    (tmp_path / "clips.csv").write_text(f"path,label,group,split\na.avi,run,g0,train\n\n{row}\n")
-    with pytest.raises(DataError, match=message):
-        load_dataset(tmp_path / "clips.csv")
-
-
-@pytest.mark.parametrize(
-    "content", [b"path,label\na.avi,l\xe4uft\n", b"\x00\xff\xfe", None], ids=["latin", "0", "none"]
-)
-def test_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "clips.csv").write_bytes(content)
-    with pytest.raises(DataError, match=r"clips\.csv cannot be read"):
-        load_dataset(tmp_path / "clips.csv")
+# -- what makes a set unfit -------------------------------------------------------------------------------------------
 
 
 def test_group_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -140,6 +62,87 @@ def test_file_in_two_splits_is_refused(tmp_path: Path) -> None:
         load_dataset(write_csv(tmp_path / "clips.csv", rows))
 
 
+def test_file_with_two_labels_is_refused(tmp_path: Path) -> None:
+    rows = [("a.avi", "run", "", "train"), ("./a.avi", "sit", "", "train")]
+    with pytest.raises(DataError, match=r"a\.avi is labelled run and sit; keep one"):
+        load_dataset(write_csv(tmp_path / "clips.csv", rows))
+
+
+def test_copies_in_two_splits_are_refused_and_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{split}{n}.avi": f"video {n}" for split in ("train", "test") for n in range(3)})
+    rows = [(f"{split}{n}.avi", "run", "", split) for split in ("train", "test") for n in range(3)]
+    with pytest.raises(
+        DataError,
+        match=r"train0\.avi \(train\) and \S+test0\.avi \(test\) are the same, byte for byte; there are 3 such cases",
+    ):
+        load_dataset(write_csv(tmp_path / "clips.csv", rows))
+
+
+def test_copies_with_two_labels_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {"run/a.avi": "same", "sit/b.avi": "same", "sit/c.avi": "size"})
+    with pytest.raises(DataError, match=r"a\.avi \(run\) and \S+b\.avi \(sit\) are the same.* 1 such"):
+        load_dataset(tmp_path)
+
+
+def test_copies_within_a_split_are_one_group_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.avi": "one", "b.avi": "one", "c.avi": "two", "d.avi": "two", "e.avi": "six"})
+    rows = [
+        ("a.avi", "run", "g1", ""),
+        ("b.avi", "run", "g2", ""),
+        ("c.avi", "run", "g2", ""),
+        ("d.avi", "run", "", ""),
+    ]
+    dataset = load_dataset(write_csv(tmp_path / "clips.csv", [*rows, ("e.avi", "run", "", "")]))
+    assert "copies of other clips in their split: 2, such as" in caplog.text
+    *copies, single = dataset.clips
+    assert len({clip.group for clip in copies}) == 1
+    assert all(clip.group for clip in copies)
+    assert single.group == ""
+
+
+def test_files_of_equal_size_and_other_content_are_no_copies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.avi": "one", "b.avi": "two"})
+    rows = [("a.avi", "run", "", "train"), ("b.avi", "run", "", "test")]
+    assert len(load_dataset(write_csv(tmp_path / "clips.csv", rows)).clips) == 2
+    assert not caplog.records
+
+
+def test_missing_and_empty_files_stay_and_are_copies_of_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.avi": "", "b.avi": ""})
+    rows = [("a.avi", "run", "", "train"), ("b.avi", "sit", "", "test"), ("c.avi", "sit", "", "train")]
+    assert len(load_dataset(write_csv(tmp_path / "clips.csv", rows)).clips) == 3
+    assert not caplog.records
+
+
+def test_folders_of_pictures_are_copies_only_as_a_whole(tmp_path: Path) -> None:
+    same = {"run/a/1.jpg": "black", "run/a/2.jpg": "white", "sit/b/1.jpg": "black", "sit/b/2.jpg": "green"}
+    write_files(tmp_path, same)
+    assert len(load_dataset(tmp_path).clips) == 2
+    write_files(tmp_path, {"sit/b/2.jpg": "white"})
+    with pytest.raises(DataError, match=r"a \(run\) and \S+b \(sit\) are the same"):
+        load_dataset(tmp_path)
+
+
+def test_copies_among_loose_pictures_are_found_before_they_make_clips(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{split}/sad/{n}.jpg": f"{split}{n}" for split in ("train", "test") for n in range(10)})
+    write_files(tmp_path, {"train/mad/1.jpg": "mad", "test/sad/3.jpg": "train7"})
+    with pytest.raises(DataError, match=r"7\.jpg \(train\) and \S+3\.jpg \(test\)|3\.jpg \(test\) and \S+7\.jpg"):
+        load_dataset(tmp_path)
+
+
+def test_only_files_of_equal_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def hashed(path: Path) -> str:
+        read.append(path.name)
+        return path.name
+
+    monkeypatch.setattr("edgeclf.train.dataset.sha256_of", hashed)
+    write_files(tmp_path, {"run/a.avi": "1", "run/b.avi": "22", "sit/c.avi": "33", "sit/d.avi": "4444"})
+    load_dataset(tmp_path)
+    assert read == ["b.avi", "c.avi"]
+
+
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +154,7 @@ def test_only_named_classes_are_kept(tmp_path: Path) -> None:
 
 
 def test_unknown_class_is_named_with_those_that_are_there(tmp_path: Path) -> None:
-    touch(tmp_path, "run/a.mp4", "sit/b.mp4")
+    write_files(tmp_path, {"run/a.mp4": "a", "sit/b.mp4": "b"})
     with pytest.raises(DataError, match="has no class fly, swim; it has run, sit"):
         load_dataset(tmp_path, classes=("swim", "run", "fly"))
 
@@ -161,9 +164,81 @@ def test_leak_among_other_classes_does_not_matter(tmp_path: Path) -> None:
     assert len(load_dataset(write_csv(tmp_path / "clips.csv", rows), classes=("run", "sit")).clips) == 2
 
 
+def csv_of(path: Path, train: Mapping[str, int], test: Mapping[str, int] | None = None) -> Path:
+    """A CSV of so many clips of each class, which are not there."""
+    rows = [
+        (f"{label}{split}{n}.avi", label, "", split)
+        for split, counts in (("train", train), ("test", test or {}))
+        for label, count in counts.items()
+        for n in range(count)
+    ]
+    return write_csv(path / "clips.csv", rows)
+
+
+def test_top_keeps_the_classes_with_most_training_clips(tmp_path: Path) -> None:
+    file = csv_of(tmp_path, {"d": 2, "a": 3, "c": 2, "b": 1, "e": 9}, {"b": 20})
+    assert load_dataset(file, top=2).labels == ("a", "e")
+    assert load_dataset(file, top=3).labels == ("a", "c", "e")
+    assert load_dataset(file, top=9).labels == ("a", "b", "c", "d", "e")
+    with pytest.raises(DataError, match="keep one at the least"):
+        load_dataset(file, top=0)
+
+
+def test_background_classes_become_one(tmp_path: Path) -> None:
+    file = csv_of(tmp_path, {"a": 3, "b": 2, "c": 1, "d": 4})
+    dataset = load_dataset(file, background=("b", "c"))
+    assert Counter(clip.label for clip in dataset.clips) == {"a": 3, "background": 3, "d": 4}
+    assert dataset.labels == ("a", "background", "d")
+    assert load_dataset(file, classes=("a",), background=("b", "c")).labels == ("a", "background")
+    assert load_dataset(file, top=1, background=("b", "c")).labels == ("background", "d")
+
+
+def test_pooled_classes_keep_their_groups_apart(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{label}/v_{label}_g01_c01.avi": label for label in ("Box", "Dive", "Sit")})
+    dataset = load_dataset(tmp_path, background=("Box", "Dive"))
+    assert [clip.group for clip in dataset.clips] == ["Box/g01", "Dive/g01", "Sit/g01"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"background": ("x",)}, "has no class x; it has a, b"),
+        ({"classes": ("a", "b"), "background": ("b",)}, "b cannot be a class and background"),
+    ],
+)
+def test_background_that_cannot_be_is_refused(
+    tmp_path: Path, options: dict[str, tuple[str, ...]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(
+            csv_of(tmp_path, {"a": 1, "b": 1}),
+            classes=options.get("classes", ()),
+            background=options.get("background", ()),
+        )
+
+
+def test_loose_pictures_become_clips_of_their_split(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{label}/{n}.jpg": f"{label} {n}" for label in ("mad", "sad") for n in range(25)})
+    dataset = load_dataset(tmp_path)
+    assert Counter((clip.label, len(clip.images)) for clip in dataset.clips) == {
+        ("mad", 10): 2,
+        ("mad", 5): 1,
+        ("sad", 10): 2,
+        ("sad", 5): 1,
+    }
+    assert len(load_dataset(tmp_path, images_per_clip=5).clips) == 10
+
+
+def test_class_with_too_few_pictures_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {**{f"mad/{n}.jpg": str(n) for n in range(9)}, "sad/1.jpg": "1!"})
+    with pytest.raises(DataError, match="sad has too few pictures for a clip"):
+        load_dataset(tmp_path)
+
+
 # -- validation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("sklearn")
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_no_group_is_split_and_the_share_is_reached_by_less_than_a_group(seed: int, share: float) -> None:
@@ -178,6 +253,7 @@ def test_no_group_is_split_and_the_share_is_reached_by_less_than_a_group(seed: i
     assert share <= len(drawn.split("validation")) / len(drawn.clips) < share + 1 / 20 + 1e-9
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_split_depends_on_the_seed_alone() -> None:
     dataset = recordings(20)
     shuffled = Dataset(dataset.clips[::-1], dataset.labels)
@@ -197,6 +273,7 @@ def test_own_validation_split_is_kept() -> None:
     assert with_validation(dataset) is dataset
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_test_clips_stay_test_clips() -> None:
     test = tuple(LabelledClip(Path(f"t{n}.avi"), "run", f"t{n}", "test") for n in range(5))
     train = recordings(10)
@@ -205,6 +282,7 @@ def test_test_clips_stay_test_clips() -> None:
     assert drawn.split("test") == list(test)
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_clip_without_group_is_a_group_of_its_own() -> None:
     clips = tuple(LabelledClip(Path(f"{n:02}.avi"), "run" if n % 2 else "sit", "", "train") for n in range(40))
     drawn = with_validation(Dataset(clips, ("run", "sit")), share=0.25)
@@ -227,12 +305,88 @@ def test_class_without_training_or_validation_clips_is_refused(lonely: tuple[str
 
 
 def test_single_recording_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="no train clip is left of run, sit"):
+    with pytest.raises(DataError, match="no validation clip is left of run, sit"):
         with_validation(recordings(1))
 
 
+@pytest.mark.usefixtures("sklearn")
 def test_every_class_gets_a_validation_clip_where_it_has_two_groups(tmp_path: Path) -> None:
     rows = [(f"{label}{n}.avi", label, "", "train") for label in ("run", "sit", "walk") for n in range(3)]
     for seed in range(20):
         dataset = with_validation(load_dataset(write_csv(tmp_path / "clips.csv", rows)), seed=seed)
         assert {clip.label for clip in dataset.split("validation")} == {"run", "sit", "walk"}
+
+
+@pytest.mark.usefixtures("sklearn")
+def test_split_by_clip_of_known_recordings_warns(caplog: pytest.LogCaptureFixture) -> None:
+    dataset = recordings(4)
+    drawn = with_validation(dataset, by="clip", share=0.25)
+    groups = [{clip.group for clip in drawn.split(split)} for split in ("train", "validation")]
+    assert groups[0] & groups[1]
+    assert len(drawn.split("validation")) == 6
+    assert f"clips of {len(groups[0] & groups[1])} recordings stand in training and in validation" in caplog.text
+
+
+@pytest.mark.usefixtures("sklearn")
+@pytest.mark.parametrize("by", ["group", "clip"])
+def test_split_of_clips_without_groups_is_the_same_by_group_and_by_clip(
+    by: Literal["group", "clip"], caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = tuple(LabelledClip(Path(f"{n:02}.avi"), "run" if n % 2 else "sit", "", "train") for n in range(40))
+    dataset = Dataset(clips, ("run", "sit"))
+    assert with_validation(dataset, by=by) == with_validation(dataset)
+    assert not caplog.records
+
+
+# -- real data --------------------------------------------------------------------------------------------------------
+
+
+def splits_of_groups(dataset: Dataset) -> list[int]:
+    """In how many splits each group stands."""
+    splits: dict[str, set[str]] = {}
+    for clip in dataset.clips:
+        splits.setdefault(clip.group, set()).add(clip.split)
+    return [len(names) for names in splits.values()]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("number", "train", "test"), UCF101_8)
+def test_official_lists_split_the_clips_as_they_say(shared_data: Path, number: int, train: int, test: int) -> None:
+    folder = shared_data / "ucf101_8"
+    dataset = load_ucf101(folder, folder / "ucfTrainTestlist", number=number)
+    assert len(dataset.labels) == 8
+    assert (len(dataset.split("train")), len(dataset.split("test"))) == (train, test)
+    assert set(splits_of_groups(dataset)) == {1}
+
+
+@pytest.mark.shared
+def test_official_lists_agree_with_the_manifest(shared_data: Path) -> None:
+    folder = shared_data / "ucf101_8"
+    listed = load_dataset(folder, ucf_lists=folder / "ucfTrainTestlist")
+    assert set(listed.clips) == set(load_dataset(folder / "manifest.csv").clips)
+
+
+@pytest.mark.shared
+@pytest.mark.usefixtures("sklearn")
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_of_real_recordings_is_a_fifth_of_each_class(shared_data: Path, seed: int) -> None:
+    dataset = with_validation(load_dataset(shared_data / "ucf101_8"), seed=seed)
+    assert set(splits_of_groups(dataset)) == {1}
+    train, validation = (Counter(clip.label for clip in dataset.split(split)) for split in ("train", "validation"))
+    for label in dataset.labels:
+        assert validation[label] / (train[label] + validation[label]) == pytest.approx(0.2, abs=0.06)
+
+
+@pytest.mark.shared
+def test_faces_become_clips_of_ten(shared_data: Path) -> None:
+    dataset = load_dataset(shared_data / "fer2013")
+    assert [len(dataset.split(split)) for split in ("train", "validation", "test")] == [140, 35, 28]
+    assert Counter(len(clip.images) for clip in dataset.clips) == {10: 202, 9: 1}
+    drawn = draw_image_clips(dataset.split("test"))
+    assert Counter(clip.label for clip in drawn) == dict.fromkeys(dataset.labels, 100)
+
+
+@pytest.mark.shared
+def test_scenes_that_hold_both_classes_keep_their_names(shared_data: Path) -> None:
+    dataset = load_dataset(shared_data / "surv_fight")
+    assert len({clip.group for clip in dataset.split("train")}) == 40

@@ -1,0 +1,130 @@
+"""What a recipe is: data and a builder; `training` does the work, the same for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from edgeclf.errors import DataError
+from edgeclf.registry import Registry
+from edgeclf.specs import Aggregate, ClipSpec, Crop, PreprocessSpec
+from edgeclf.train.augment import Augmentation
+from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, Weights
+from edgeclf.train.fit import FitSettings
+
+WeightsChoice = Literal["imagenet", "none"]
+Stream = Literal["both", "change"]
+
+
+class BuildClassifier(Protocol):
+    """Builds the Keras model from a clip of features to `scores`."""
+
+    def __call__(self, length: int, feature_size: int, classes: int, **options: Any) -> Any: ...
+
+
+class BuildNetwork(Protocol):
+    """Builds the Keras model from a clip of frames to `scores`."""
+
+    def __call__(self, classes: int, *, length: int, size: tuple[int, int]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """Extractor and classifier trained as one, behind the classifier: only the last layers of the extractor move."""
+
+    last: int  # layers with weights
+    settings: FitSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that tells one way of making a classifier from another.
+
+    extractor: a name of EXTRACTORS, or "" where `network` takes the frames of a clip. motion: the extractor takes
+    pictures in pairs, `stack_seconds` apart, and gives features of their change too; with the stream "change" the
+    classifier looks at those alone. refit: the classifier is trained once more on training and validation clips
+    together, for as many epochs as were best. frames_first: how an extractor
+    without weights is trained on single frames before the classifier.
+    """
+
+    name: str
+    summary: str  # one sentence for `--list`
+    source: str  # where it was published
+    clip: ClipSpec
+    settings: FitSettings
+    extractor: str = ""
+    classifier: BuildClassifier | None = None
+    network: BuildNetwork | None = None
+    size: tuple[int, int] = (0, 0)  # (height, width) of the frames of a network
+    weights: WeightsChoice = "imagenet"
+    pooling: Pooling = "avg"
+    crop: Crop = "center_square"
+    motion: bool = False
+    stack_seconds: float = 0.12
+    stream: Stream = "both"
+    refit: bool = False
+    aggregate: Aggregate = "mean"
+    top: int | None = None  # so many classes, those with most clips
+    views: int = 1  # how often features are extracted, the first time as they are
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    frames_first: FitSettings | None = None
+    drawn_clips: int = 0  # of loose pictures: clips of each class to train on, drawn anew and with overlap
+    fine_tuning: FineTuning | None = None
+    feature_dtype: str = "float32"  # of the features that are kept
+
+    def __post_init__(self) -> None:
+        if (self.classifier is None) == (self.network is None):
+            raise ValueError(f"{self.name} must have a classifier of features or a network, not both")
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How a picture becomes an input."""
+        size = self.described_extractor.size if self.extractor else self.size
+        stack = {"stack": 2, "stack_seconds": self.stack_seconds} if self.motion else {}
+        return replace(PreprocessSpec(size, crop=self.crop), **stack)  # type: ignore[arg-type]
+
+    @property
+    def described_extractor(self) -> Extractor:
+        """The extractor by its name; raises EdgeclfError where there is none of that name."""
+        return EXTRACTORS.load(self.extractor)
+
+    @property
+    def feature_size(self) -> int:
+        """How many features a frame has."""
+        return self.described_extractor.features(self.pooling) * (2 if self.motion else 1)
+
+    def build_extractor(self) -> Any:
+        """The Keras extractor; None where the network takes frames."""
+        if not self.extractor:
+            return None
+        weights: Weights | None = "imagenet" if self.weights == "imagenet" else None
+        if self.motion:
+            from edgeclf.train.lite_networks import motion_extractor
+
+            return motion_extractor(weights, name=self.extractor)
+        return self.described_extractor.build(weights, pooling=self.pooling)
+
+    def build_classifier(self, classes: int) -> Any:
+        """The Keras model from a clip of features, or of frames, to scores."""
+        if self.network:
+            return self.network(classes, length=self.clip.length, size=self.size)
+        assert self.classifier is not None
+        only = {"first": self.feature_size // 2} if self.motion and self.stream == "change" else {}
+        return self.classifier(self.clip.length, self.feature_size, classes, **only)
+
+
+RECIPES: Registry[Recipe] = Registry(
+    "recipe",
+    {
+        "lite0-gru": "edgeclf.train.recipes.lite0_gru:RECIPE",
+        "lite0-motion": "edgeclf.train.recipes.lite0_motion:RECIPE",
+        "inceptionv3-gru": "edgeclf.train.recipes.inceptionv3_gru:RECIPE",
+        "vgg16-lstm": "edgeclf.train.recipes.vgg16_lstm:RECIPE",
+        "resnet50-lstm": "edgeclf.train.recipes.resnet50_lstm:RECIPE",
+        "vgg16-vote": "edgeclf.train.recipes.vgg16_vote:RECIPE",
+        "conv3d": "edgeclf.train.recipes.conv3d:RECIPE",
+        "faces-lstm": "edgeclf.train.recipes.faces_lstm:RECIPE",
+    },
+    error=DataError,
+    group="edgeclf.recipes",
+)

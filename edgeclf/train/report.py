@@ -1,0 +1,545 @@
+"""The report of an evaluation: a page to look at, a record to read by program, and a row for each clip.
+
+`report.html` stands alone: styles, figures and pictures are in it, and it loads nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeclf.train import figures
+from edgeclf.train.calibration import apply_temperature
+from edgeclf.train.dataset import LabelledClip
+from edgeclf.train.evaluation import FAILED, LEVEL, Evaluation
+from edgeclf.train.metrics import Curve, Reliability, reliability
+
+_PICTURES = 6  # of each wrong clip
+_CONFUSIONS = 10  # pairs that are written out
+_DENSE = 24  # classes from which on the cells of the confusion matrix are small
+_UNSEEN = 3.0  # about -log(0.05): errors expected in a sample that shows none 1 time in 20
+
+
+def write_report(
+    folder: Path,
+    evaluation: Evaluation,
+    *,
+    title: str,
+    about: Mapping[str, Any],
+    clips: Sequence[LabelledClip],
+    history: Sequence[Mapping[str, float]] = (),
+    thresholds: Mapping[str, float] | None = None,
+    temperature: float | None = None,
+    worst: int = 8,
+) -> None:
+    """Write `report.html`, `report.json` and `predictions.csv` into the folder, which is made if need be.
+
+    about: where model and data come from; it may be nested. clips: those of the evaluation, in its order, or none
+    where there shall be no pictures. history: a row for each epoch with epoch, loss, accuracy, val_loss,
+    val_accuracy, learning_rate, as far as known. thresholds: of the labels, shown and not applied. temperature: the
+    one that is already in the scores; they are compared with what they would be without it. worst: how many wrong
+    clips are shown, the most confident first. Raises ValueError where clips do not fit the evaluation.
+    """
+    if clips and [clip.label for clip in clips] != list(evaluation.truth):
+        raise ValueError("the clips are not those of the evaluation")
+    report = _Report(evaluation, title, about, clips, history, thresholds, temperature, worst)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(report.to_dict(), indent=2, allow_nan=False, default=str)
+    (folder / "report.json").write_text(record + "\n", encoding="utf-8")
+    _write_predictions(folder / "predictions.csv", evaluation)
+    (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
+
+
+def _write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """A row for each clip; scores have nine digits, which is all that float32 holds."""
+    columns = (evaluation.names, evaluation.groups, evaluation.truth, evaluation.found, evaluation.correct)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        scores = [f"score:{label}" for label in evaluation.labels]
+        writer.writerow(["name", "group", "truth", "found", "correct", "score", *scores])
+        for *clip, correct, row in zip(*columns, evaluation.scores, strict=True):
+            cells = ["" if math.isnan(score) else f"{score:.9g}" for score in (row.max(), *row)]
+            writer.writerow([*clip, "true" if correct else "false", *cells])
+
+
+@dataclass(frozen=True)  # not slotted: figures that several sections show are worked out once
+class _Report:
+    """What is reported, and how each part of it is shown."""
+
+    evaluation: Evaluation
+    title: str
+    about: Mapping[str, Any]
+    clips: Sequence[LabelledClip]
+    history: Sequence[Mapping[str, float]]
+    thresholds: Mapping[str, float] | None
+    temperature: float | None
+    worst: int
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """The evaluation's own dictionary."""
+        return self.evaluation.to_dict()
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """The precision-recall curves of the classes that have a clip."""
+        return self.evaluation.curves()
+
+    @cached_property
+    def bins(self) -> Reliability:
+        """The reliability of the scores as they are."""
+        return self.evaluation.reliability()
+
+    @cached_property
+    def bins_without(self) -> Reliability | None:
+        """The reliability of the scores with the temperature taken out of them, if there is one."""
+        if self.temperature is None:
+            return None
+        read = self.evaluation.found_indices >= 0
+        scores = apply_temperature(self.evaluation.scores[read], 1 / self.temperature)
+        return reliability(scores.max(axis=1), self.evaluation.correct[read])
+
+    @cached_property
+    def answered(self) -> tuple[int, int]:
+        """How many clips reach the threshold of the label found, and how many of these labels are right."""
+        wanted = np.array([(self.thresholds or {}).get(label, 0.0) for label in self.evaluation.found])
+        reached = self.evaluation.confidence >= wanted
+        return int(reached.sum()), int((reached & self.evaluation.correct).sum())
+
+    # -- record
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary: the evaluation's, and all that the page shows beside it."""
+        return {
+            "title": self.title,
+            **self.figures,
+            "temperature": self.temperature,
+            "expected_calibration_error_without_temperature": (
+                _known(self.bins_without.expected_calibration_error) if self.bins_without else None
+            ),
+            "thresholds": dict(self.thresholds) if self.thresholds is not None else None,
+            "with_thresholds": (
+                {"answered": self.answered[0], "right": self.answered[1]} if self.thresholds is not None else None
+            ),
+            "curves": {label: _curve_to_dict(curve) for label, curve in self.curves.items()},
+            "reliability": {
+                "counts": self.bins.counts.tolist(),
+                "confidence": [_known(value) for value in self.bins.confidence],
+                "accuracy": [_known(value) for value in self.bins.accuracy],
+            },
+            "history": [{key: _known(value) for key, value in row.items()} for row in self.history],
+            "about": dict(self.about),
+        }
+
+    # -- page
+
+    def to_html(self) -> str:
+        """The whole page."""
+        sections = (
+            ("Classes", self._classes()),
+            ("Confusion", self._confusion()),
+            ("Precision and recall", self._precision_recall()),
+            ("Calibration", self._calibration()),
+            ("Training", self._training()),
+            ("Most confident errors", self._errors()),
+            ("Reading problems", self._problems()),
+            ("Provenance", self._provenance()),
+        )
+        body = "\n".join(f"<section><h2>{name}</h2>\n{text}\n</section>" for name, text in sections if text)
+        return _PAGE.format(title=escape(self.title), style=_STYLE, head=self._head(), body=body)
+
+    def _head(self) -> str:
+        accuracy, interval = self.evaluation.accuracy, self.evaluation.accuracy_interval()
+        bounds = f"{_percent(LEVEL, 0)} interval {_percent(interval.low)} to {_percent(interval.high)}"
+        spread = f"<br><em>{bounds}</em>" if interval.is_known else ""
+        tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in self._tiles())
+        return (
+            f'<p class="headline"><strong>{_percent(accuracy)}</strong> '
+            f"<span>accuracy{spread}</span></p>\n<p>{self._basis()}</p>\n<dl>{tiles}</dl>"
+        )
+
+    def _tiles(self) -> Iterator[tuple[str, str]]:
+        figures = self.figures
+        yield "macro F1", _number(figures["macro"]["f1"])
+        yield "mean average precision", _number(figures["average_precision"]["mean"])
+        if "top_5_accuracy" in figures:
+            yield "among the top 5", _percent(figures["top_5_accuracy"])
+        calibration = figures["calibration"]
+        yield "calibration error", _number(calibration["expected_calibration_error"])
+        yield "log loss", _number(calibration["log_loss"])
+        yield "Brier score", _number(calibration["brier"])
+
+    def _basis(self) -> str:
+        """How many clips and groups the accuracy rests on."""
+        right, count = int(self.evaluation.correct.sum()), len(self.evaluation.truth)
+        groups = self.evaluation.independent_groups
+        parts = [f"{right} of {_counted(count, 'clip')} labelled rightly, among {len(self.evaluation.labels)} classes."]
+        if groups == count:
+            parts.append("Each clip counts as independent.")
+        elif groups > 1:
+            parts.append(
+                f"The clips come from {groups} independent groups; the interval resamples whole groups, because clips "
+                "of one group tend to be right or wrong together."
+            )
+        if groups < 2:
+            parts.append("All of it is one group, so there is no telling how far the figure carries.")
+        elif right == count:
+            unseen = min(1.0, _UNSEEN / groups)
+            parts.append(f"No error was seen, which an error rate of up to {_percent(unseen)} could also give.")
+        if failed := self.figures["failed"]:
+            parts.append(f"{_counted(failed, 'clip')} could not be read, which counts as wrong.")
+        return " ".join(parts)
+
+    def _classes(self) -> str:
+        figures, thresholds = self.figures, self.thresholds
+        head = ["class", "clips", "precision", "recall", "F1", "average<br>precision"] + ["threshold"] * (
+            thresholds is not None
+        )
+        rows = []
+        for row in self.evaluation.class_scores():
+            average = figures["average_precision"]["classes"][row.label]
+            cells = [_th(row.label), f"<td>{row.clips}</td>", *map(_bar, (row.precision, row.recall, row.f1, average))]
+            if thresholds is not None:
+                cells.append(f"<td>{_number(thresholds.get(row.label, 0.0), 4)}</td>")
+            rows.append("".join(cells))
+        foot = [
+            self._average_row("macro", "every class counts the same"),
+            self._average_row("weighted", "every clip does"),
+        ]
+        note = ""
+        if thresholds is not None:
+            answered, right = self.answered
+            note = (
+                f"<p>A label is given where its score reaches the threshold: to {answered} of "
+                f"{_counted(len(self.evaluation.truth), 'clip')}, and {_share(right, answered)} of these labels are "
+                "right. All other figures are without thresholds.</p>"
+            )
+        return _table(head, rows, foot) + note
+
+    def _average_row(self, kind: str, meaning: str) -> str:
+        figures, clips = self.figures[kind], len(self.evaluation.truth)
+        averages = [
+            (value.average_precision, self.evaluation.truth.count(label)) for label, value in self.curves.items()
+        ]
+        weights = [1 if kind == "macro" else count for _, count in averages]
+        mean = sum(value * weight for (value, _), weight in zip(averages, weights, strict=True)) / max(1, sum(weights))
+        cells = [_number(figures[key]) for key in ("precision", "recall", "f1")] + [_number(mean)]
+        return (
+            f'<th scope="row">{kind} <small>{meaning}</small></th><td>{clips}</td>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + "<td></td>" * (self.thresholds is not None)
+        )
+
+    def _confusion(self) -> str:
+        labels, counts = self.evaluation.labels, np.array(self.evaluation.confusion())
+        failed = bool(counts[:, -1].any())
+        columns = [*labels, FAILED] if failed else list(labels)
+        heads = "".join(f'<th scope="col"><span>{escape(label)}</span></th>' for label in columns)
+        rows = [
+            f"<tr>{_th(label)}"
+            + "".join(_cell(row, place, number, columns, label) for place in range(len(columns)))
+            + "</tr>"
+            for number, (label, row) in enumerate(zip(labels, counts, strict=True))
+        ]
+        dense = " dense" if len(labels) >= _DENSE else ""
+        return (
+            f"<p>Row: what is there. Column: what was found. Colour: share of the row.</p>\n"
+            f'<div class="scroll{dense}"><table class="confusion"><thead><tr><td></td>{heads}</tr></thead>\n'
+            f"<tbody>{''.join(rows)}</tbody></table></div>\n" + self._frequent_confusions()
+        )
+
+    def _frequent_confusions(self) -> str:
+        labels, counts = self.evaluation.labels, np.array(self.evaluation.confusion())[:, :-1]
+        pairs = [(counts[i, j], i, j) for i, j in zip(*np.nonzero(counts), strict=True) if i != j]
+        rows = [
+            f'{_th(labels[i])}<td class="text">{escape(labels[j])}</td><td>{count}</td>'
+            f"<td>{_share(count, self.evaluation.truth.count(labels[i]))}</td>"
+            for count, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:_CONFUSIONS]
+        ]
+        if not rows:
+            return ""
+        return "<h3>Most frequent confusions</h3>\n" + _table(
+            ["what is there", "what was found", "clips", "of its clips"], rows, text_columns=2
+        )
+
+    def _precision_recall(self) -> str:
+        if not self.curves:
+            return ""
+        ranked = sorted(self.curves.items(), key=lambda item: item[1].average_precision)
+        few = len(ranked) <= figures.SERIES
+        shown = list(self.curves.items()) if few else ranked[: figures.SERIES]
+        legend = [(f"var(--c{n})", label, curve.average_precision) for n, (label, curve) in enumerate(shown)]
+        mean = self.figures["average_precision"]["mean"]
+        which = "" if few else f" Shown are the {figures.SERIES} classes with the lowest average precision."
+        return (
+            '<div class="beside"><div>'
+            + _figure(
+                figures.precision_recall_figure([c for _, c in shown], figures.mean_precision(self.curves.values()))
+            )
+            + f"</div><div>{_legend([*legend, ('var(--ink)', f'mean of all {len(ranked)}', mean)])}"
+            + f"<p>Each class against all others; the number is the average precision.{which}</p></div></div>"
+        )
+
+    def _calibration(self) -> str:
+        error = self.bins.expected_calibration_error
+        if math.isnan(error):
+            return ""
+        legend = [("var(--accent)", "as it is" if self.temperature is None else "with temperature", error)]
+        note = "A bar above the dashed line is a score that promises too little, one below it too much."
+        if self.bins_without:
+            legend.append(("var(--c1)", "without temperature", self.bins_without.expected_calibration_error))
+            note += f" A temperature of {self.temperature:.3g} is in the scores."
+        return (
+            f'<div class="beside"><div>{_figure(figures.reliability_figure(self.bins, self.bins_without))}</div>'
+            f"<div>{_legend(legend)}<p>How often the label found is right, by its score, in {len(self.bins.counts)} "
+            f"bins; the number is the expected calibration error. {note}</p></div></div>"
+        )
+
+    def _training(self) -> str:
+        if not (svg := figures.history_figure(self.history)):
+            return ""
+        rows = "".join(
+            f'<li><i style="background:{color}"></i>{name}</li>'
+            for color, name in (("var(--accent)", "training"), ("var(--c1)", "validation"))
+        )
+        return (
+            f'{_figure(svg, "wide")}<ul class="legend inline">{rows}</ul>'
+            "<p>The dotted line marks the lowest validation loss.</p>"
+        )
+
+    def _errors(self) -> str:
+        wrong = np.flatnonzero(~self.evaluation.correct & (self.evaluation.found_indices >= 0))
+        if not len(self.clips) or not self.worst:
+            return ""
+        if not len(wrong):
+            return "<p>No clip that could be read is labelled wrongly.</p>"
+        order = wrong[np.argsort(-self.evaluation.confidence[wrong], kind="stable")][: self.worst]
+        return "\n".join(self._strip(int(index)) for index in order)
+
+    def _strip(self, index: int) -> str:
+        evaluation = self.evaluation
+        pictures, problem = figures.thumbnails(self.clips[index].source, _PICTURES)
+        images = "".join(
+            f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' for jpeg in pictures
+        )
+        strip = f'<div class="strip">{images}</div>' if images else ""
+        note = f'<p class="problem">{escape(problem)}</p>' if problem else ""
+        return (
+            f"<figure>{strip}{note}<figcaption><b>{escape(evaluation.truth[index])}</b> found as "
+            f"<b>{escape(evaluation.found[index])}</b> with {evaluation.confidence[index]:.3f} "
+            f"<small>{escape(evaluation.names[index])}</small></figcaption></figure>"
+        )
+
+    def _problems(self) -> str:
+        evaluation = self.evaluation
+        rows = [
+            f'{_th(name)}<td class="text">{escape(truth)}</td><td class="text">{escape(found)}</td>'
+            f'<td class="text">{escape(problem) or "gave no clip"}</td>'
+            for name, truth, found, problem in zip(
+                evaluation.names, evaluation.truth, evaluation.found, evaluation.problems, strict=True
+            )
+            if problem or found == FAILED
+        ]
+        return _table(["clip", "what is there", "what was found", "problem"], rows, text_columns=4) if rows else ""
+
+    def _provenance(self) -> str:
+        rows = [
+            _th(" \u203a ".join(keys)) + f'<td class="text">{escape(value)}</td>' for keys, value in _leaves(self.about)
+        ]
+        return _table([], rows) if rows else ""
+
+
+# -- parts of a page --------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[str], foot: Iterable[str] = (), *, text_columns: int = 1) -> str:
+    """A table of rows of cells. text_columns: how many columns, from the left, are words and not numbers."""
+    heads = "".join(
+        f'<th scope="col"{" class=text" if place < text_columns else ""}>{name}</th>' for place, name in enumerate(head)
+    )
+    parts = [
+        f"<thead><tr>{heads}</tr></thead>" if head else "",
+        "<tbody>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</tbody>",
+        "".join(f"<tr>{row}</tr>" for row in foot),
+    ]
+    parts[2] = f"<tfoot>{parts[2]}</tfoot>" if parts[2] else ""
+    return f'<div class="scroll"><table>{"".join(parts)}</table></div>'
+
+
+def _cell(row: Any, place: int, own: int, columns: Sequence[str], label: str) -> str:
+    """A cell of the confusion matrix; `own` is the place of the row's label."""
+    count, total = int(row[place]), int(row.sum())
+    if not count:
+        return '<td class="own"></td>' if place == own else "<td></td>"
+    kind = "hit" if place == own else "miss"
+    strong = " strong" if count / total > 0.85 else ""
+    title = escape(f"{label} found as {columns[place]}: {count} of {total}")
+    return f'<td class="{kind}{strong}" style="--s:{count / total:.2f}" title="{title}">{count}</td>'
+
+
+def _legend(entries: Iterable[tuple[str, str, float | None]]) -> str:
+    rows = "".join(
+        f'<li><i style="background:{color}"></i><span>{escape(name)}</span><b>{_number(value)}</b></li>'
+        for color, name, value in entries
+    )
+    return f'<ul class="legend">{rows}</ul>'
+
+
+def _figure(svg: str, kind: str = "") -> str:
+    return f'<div class="scroll"><div class="plot {kind}">{svg}</div></div>'
+
+
+def _th(text: str) -> str:
+    return f'<th scope="row">{escape(text)}</th>'
+
+
+def _bar(value: float | None) -> str:
+    return f'<td class="bar" style="--v:{value or 0:.3f}">{_number(value)}</td>'
+
+
+def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The values of a nested mapping as text, each with the keys that lead to it."""
+    for key, value in values.items():
+        keys = (*above, str(key))
+        if isinstance(value, Mapping):
+            yield from _leaves(value, keys)
+        elif isinstance(value, (list, tuple)):
+            yield keys, ", ".join(map(str, value))
+        else:
+            yield keys, str(value)
+
+
+def _curve_to_dict(curve: Curve) -> dict[str, list[float]]:
+    """The corners of a curve: all that average precision depends on."""
+    corners = curve.corners()
+    columns = {"recall": corners.recall, "precision": corners.precision, "thresholds": corners.thresholds}
+    return {name: [round(value, 6) for value in values.tolist()] for name, values in columns.items()}
+
+
+def _known(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "\u2013" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}\u202f%"
+
+
+def _share(part: int, whole: int) -> str:
+    return _percent(part / whole) if whole else "\u2013"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1>
+{head}
+</header>
+{body}
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2127; --soft: #5f6873; --line: #dfe3e8; --paper: #fff; --panel: #f5f6f8;
+  --accent: #2463a8; --hit: 36 99 168; --miss: 200 78 38; --c0: #2463a8; --c1: #d0622b; --c2: #2c8a57; --c3: #b58a0c;
+  --c4: #7c51a1; --c5: #c04470; --c6: #23949b; --c7: #8c6a3a; --c8: #6d7683; --c9: #98321f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4b0; --line: #30363e; --paper: #14171b;
+  --panel: #1c2025; --accent: #6ea8e6; --hit: 74 140 214; --miss: 222 108 66; --c0: #6ea8e6; --c1: #ee8f5c;
+  --c2: #63bf8c; --c3: #dcb644; --c4: #b18ed6; --c5: #e682a6; --c6: #5cc3c9; --c7: #c3a06d; --c8: #a3adb9;
+  --c9: #e0705c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.5rem; font-weight: 600; line-height: 1.25; margin: 0 0 1.25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; font-weight: 600; margin: 0 0 .75rem; }
+h3 { font-size: .9rem; font-weight: 600; margin: 1.5rem 0 .5rem; }
+p { max-width: 46rem; margin: .5rem 0; color: var(--soft); }
+section { margin-top: 2.25rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
+small { color: var(--soft); font-weight: 400; font-size: .8rem; }
+.headline { display: flex; align-items: center; gap: .9rem; margin: 0; color: var(--ink); }
+.headline strong { font-size: 3.25rem; font-weight: 600; line-height: 1.1; letter-spacing: -.02em;
+  white-space: nowrap; }
+.headline span { line-height: 1.35; }
+.headline em { font-style: normal; color: var(--soft); }
+dl { display: flex; flex-wrap: wrap; gap: .75rem 2.25rem; margin: 1.25rem 0 0; }
+dt { font-size: .8rem; color: var(--soft); }
+dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+thead th { color: var(--soft); font-weight: 400; line-height: 1.25; vertical-align: bottom; }
+th[scope=row], th.text, td.text { text-align: left; overflow-wrap: anywhere; }
+th:first-child { padding-left: 0; min-width: 9.5rem; }
+th[scope=row] { font-weight: 500; }
+tfoot tr:first-child > * { border-top: 2px solid var(--line); }
+tfoot small { display: block; }
+.bar { min-width: 5.6rem;
+  background: linear-gradient(90deg, rgb(var(--hit) / .16) calc(var(--v) * 100%), transparent 0); }
+table.confusion { border-collapse: separate; border-spacing: 2px; }
+.confusion th, .confusion td { border: 0; }
+.confusion td { min-width: 2.6rem; height: 2.1rem; padding: 0 .3rem; text-align: center; vertical-align: middle;
+  background: var(--panel); border-radius: 2px; }
+.confusion thead td { background: var(--paper); }
+.confusion thead th { padding: 0 0 .35rem; text-align: center; }
+.confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 12rem; line-height: 1.2; }
+.confusion th[scope=row] { position: sticky; left: 0; min-width: 0; padding: 0 .6rem 0 0; background: var(--paper);
+  text-align: right; vertical-align: middle; white-space: nowrap; font-weight: 400; }
+.confusion td.own { box-shadow: inset 0 0 0 1px var(--line); }
+.confusion .hit { background: rgb(var(--hit) / calc(.1 + .85 * var(--s))); }
+.confusion .miss { background: rgb(var(--miss) / calc(.14 + .8 * var(--s))); }
+.confusion .strong { color: #fff; }
+.dense { max-height: 88vh; overflow: auto; }
+.dense table.confusion { border-spacing: 1px; font-size: .62rem; line-height: 1; }
+.dense thead > * > * { position: sticky; top: 0; z-index: 1; background: var(--paper); }
+.dense thead td { left: 0; z-index: 2; }
+.dense td { min-width: .95rem; width: .95rem; height: .95rem; padding: 0; border-radius: 1px; }
+.beside { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem 2rem; align-items: center; }
+.beside p { font-size: .87rem; }
+.plot { min-width: 22rem; }
+.plot.wide { min-width: 34rem; }
+.plot svg { display: block; width: 100%; height: auto; overflow: visible; }
+.legend { list-style: none; margin: 0 0 1rem; padding: 0; font-size: .87rem; }
+.legend li { display: flex; gap: .6rem; align-items: baseline; padding: .12rem 0; }
+.legend i { flex: none; width: 1.1rem; height: .22rem; border-radius: 1px; align-self: center; }
+.legend span { flex: 1; overflow-wrap: anywhere; }
+.legend b { font-weight: 500; font-variant-numeric: tabular-nums; }
+.legend.inline { display: flex; gap: 1.5rem; margin: .5rem 0 0; }
+figure { margin: 0 0 1.5rem; break-inside: avoid; }
+figcaption { margin-top: .35rem; font-size: .87rem; }
+figcaption b { font-weight: 600; }
+figcaption small { display: block; overflow-wrap: anywhere; }
+.strip { display: grid; grid-template-columns: repeat(6, minmax(0, 160px)); gap: 3px; }
+.strip img { display: block; width: 100%; border-radius: 2px; }
+.problem { color: rgb(var(--miss)); font-size: .87rem; overflow-wrap: anywhere; }
+@media (max-width: 46rem) { body { padding: 1.5rem 1rem 3rem; } .beside { grid-template-columns: minmax(0, 1fr); }
+  .headline strong { font-size: 2.5rem; } .strip { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  th, td { padding-left: .45rem; padding-right: .45rem; } }
+@media print { .dense { zoom: .38; max-height: none; } body { max-width: none; padding: 0; font-size: 10pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .scroll { overflow: visible; }
+  tfoot { display: table-row-group; } tr, .beside, .confusion { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+"""
