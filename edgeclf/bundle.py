@@ -38,38 +38,42 @@ _EXPORT_AGAIN = "export it again from its model directory"
 class ExtractorEntry:
     """The graph that turns frames into features.
 
-    `precisions` maps "fp32" (always there) and others to file names.
+    `precisions` maps "fp32" (always there) and others to file names. Without any there is no graph, and the classifiers
+    take the frames themselves: `inputs` and `outputs` are then the same.
     """
 
     preprocess: PreprocessSpec
     precisions: Mapping[str, str]
     inputs: tuple[TensorSpec, ...]  # frames uint8 (N, H, W, 3) RGB, 0..255; (N, K, H, W, 3) where pictures are stacked
-    outputs: tuple[TensorSpec, ...]  # features float32 (N, F)
+    outputs: tuple[TensorSpec, ...]  # features float32 (N, F), or the frames as they are
 
     def __post_init__(self) -> None:
-        _check_precisions("the extractor", self.precisions)
         frames, features = _only(self.inputs, "extractor input"), _only(self.outputs, "extractor output")
         expected = TensorSpec(frames.name, "uint8", (None, *self.preprocess.input_shape))
         require(frames == expected, f"extractor input is {frames}, its preprocessing gives {expected}")
+        if not self.precisions and features == frames:
+            return
+        _check_precisions("the extractor", self.precisions)
         fits = features.dtype == "float32" and len(features.shape) == 2 and features.shape[0] is None
         require(fits, f"extractor output is {features}, must be float32[N,F]")
 
     @property
-    def feature_size(self) -> int:
-        """F, the number of values of one feature."""
-        return self.outputs[0].shape[1] or 0
+    def has_graph(self) -> bool:
+        """Whether frames become features; otherwise the classifiers take the frames."""
+        return bool(self.precisions)
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifierEntry:
-    """A graph that turns a clip of features into scores over its labels."""
+    """A graph that turns a clip of features, or of frames where there is no extractor, into scores over its labels."""
 
     name: str
     labels: tuple[str, ...]
     clip: ClipSpec
     aggregate: Aggregate
     precisions: Mapping[str, str]
-    inputs: tuple[TensorSpec, ...]  # features float32 (N, T, F), and length int32 (N) where padding is masked
+    # features float32 (N, T, F) or frames uint8 (N, T, H, W, 3), and length int32 (N) where padding is masked
+    inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]  # scores float32 (N, C), each row sums to 1
     evaluation: Mapping[str, Any]
     thresholds: Mapping[str, float] = field(default_factory=dict)  # below its own, a winning label is "unknown"
@@ -87,8 +91,11 @@ class ClassifierEntry:
         masked = self.clip.padding == "mask"
         require(len(self.inputs) == 1 + masked, f"{who} has {len(self.inputs)} inputs, must have {1 + masked}")
         features = self.inputs[0]
-        fits = features.dtype == "float32" and len(features.shape) == 3 and features.shape[1] == self.clip.length
-        require(fits, f"{who} input is {features}, must be float32[N,{self.clip.length},F]")
+        fits = (features.dtype, len(features.shape)) in (("float32", 3), ("uint8", 5), ("uint8", 6))
+        require(
+            fits and features.shape[:2] == (None, self.clip.length),
+            f"{who} input is {features}, must be float32[N,{self.clip.length},F] or uint8[N,{self.clip.length},H,W,3]",
+        )
         if masked:
             length = self.inputs[1]
             require(length == TensorSpec(length.name, "int32", (None,)), f"{who} input is {length}, must be int32[N]")
@@ -116,7 +123,7 @@ class Manifest:
             for file in precisions.values():
                 require(file in self.files, f"graph {file!r} is not among its files")
         for entry in self.classifiers:
-            _check_feature_sizes(self.extractor, entry)
+            _check_features(self.extractor, entry)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary, as it stands in `manifest.json`."""
@@ -318,12 +325,16 @@ def _check_precisions(who: str, precisions: Mapping[str, str]) -> None:
     require("fp32" in precisions, f"{who} has no fp32 graph")
 
 
-def _check_feature_sizes(extractor: ExtractorEntry, entry: ClassifierEntry) -> None:
-    asked = entry.inputs[0].shape[2]
+def _check_features(extractor: ExtractorEntry, entry: ClassifierEntry) -> None:
+    asked, given = entry.inputs[0].shape[2:], extractor.outputs[0].shape[1:]
     require(
-        asked == extractor.feature_size,
-        f"classifier {entry.name!r} takes {asked} values a frame, the extractor gives {extractor.feature_size}",
+        asked == given,
+        f"classifier {entry.name!r} takes {_listed(asked)} values a frame, the extractor gives {_listed(given)}",
     )
+
+
+def _listed(sizes: tuple[int | None, ...]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _only(specs: tuple[TensorSpec, ...], what: str) -> TensorSpec:

@@ -1,10 +1,12 @@
-"""From a model directory to a bundle: convert, write, prove, and only then put it in its place."""
+"""From model directories to a bundle: convert, write, prove, and only then put it in its place."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from edgeclf.bundle import (
 )
 from edgeclf.errors import BundleError, ExportError
 from edgeclf.export.card import CARD_NAME, model_card
-from edgeclf.export.extractor import onnx_from_keras_extractor
+from edgeclf.export.extractor import onnx_from_keras_extractor, onnx_from_keras_network
 from edgeclf.export.parity import Check, check_parity, require_parity
-from edgeclf.export.recurrent import onnx_from_keras_classifier
+from edgeclf.export.sequence_graph import onnx_from_keras_classifier
 from edgeclf.model_directory import (
     CLASSIFIER_NAME,
     EXTRACTOR_NAME,
@@ -34,6 +36,7 @@ from edgeclf.model_directory import (
     load_keras,
     read_description,
 )
+from edgeclf.specs import TensorSpec
 
 EXTRACTOR_GRAPH, CLASSIFIER_GRAPH = "extractor.onnx", "classifier.onnx"
 
@@ -41,105 +44,221 @@ Say = Callable[[str], None]
 
 
 def export_bundle(
-    model_path: Path, target: Path, *, clips: Sequence[str] = (), say: Say = lambda _: None
+    model_path: Path,
+    target: Path,
+    *,
+    also: Sequence[Path] = (),
+    clips: Sequence[str] = (),
+    say: Say = lambda _: None,
 ) -> ModelBundle:
-    """Write the bundle `target` of the model directory `model_path`, if it agrees with Keras.
+    """Write the bundle `target` of the model directory `model_path`, if it agrees with Keras; it is returned opened.
 
-    clips: videos that are compared from decoding to label, beside the frames in the model directory. An
-    older bundle at `target` is replaced; where the gate fails nothing is. Raises BundleError where
-    `target` is no place for a bundle, ExportError and ParityError.
+    also: other model directories with the same extractor, whose classifiers the bundle shall hold too, each by its
+    model's name. clips: videos that are compared from decoding to label, beside the frames in the model directory. An
+    older bundle at `target` is replaced; where the gate fails nothing is. Raises BundleError where `target` is no place
+    for a bundle, ExportError and ParityError.
     """
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    models = [model_path, *also]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         path = Path(folder, target.name)
         path.mkdir()
-        say("converting the extractor and the classifier")
-        manifest = write_graphs(path, model_path)
+        say("converting to ONNX")
+        manifest = write_graphs(path, models)
         write_manifest(path, manifest)
-        say("comparing with Keras")
-        checks = check_parity(open_bundle(path), model_path, clips)
-        for check in checks:
-            say(str(check))
-        require_parity(checks)
-        _finish(path, manifest, read_description(model_path), checks)
+        reports = [
+            _proven(bundle, model, clips, say) for bundle, model in zip(_opened(path, manifest), models, strict=True)
+        ]
+        _finish(path, manifest, models, reports)
         _put_in_place(path, target)
-    return open_bundle(target)
+    return _opened(target, manifest)[0]
 
 
-def write_graphs(path: Path, model_path: Path) -> Manifest:
-    """Convert both models into the folder `path`; the manifest of what was written, without parity."""
-    description = read_description(model_path)
-    if description.clip.padding != "mask":
-        raise ExportError(f"padding {description.clip.padding!r} cannot be exported yet", hint="train with 'mask'")
-    extractor, classifier = load_keras(model_path)
-    shared = {"schema": "1", "preprocess": json.dumps(description.preprocess.to_dict())}
-    _save(onnx_from_keras_extractor(extractor), path / EXTRACTOR_GRAPH, {**shared, "role": "extractor"})
-    _save(
-        onnx_from_keras_classifier(classifier, description.clip),
-        path / CLASSIFIER_GRAPH,
-        {
-            "schema": "1",
-            "role": "classifier",
-            "labels": json.dumps(description.labels, ensure_ascii=False),
-            "clip": json.dumps(description.clip.to_dict()),
-        },
+def _opened(path: Path, manifest: Manifest) -> list[ModelBundle]:
+    """The bundle in a folder, once with each of its classifiers chosen."""
+    if len(manifest.classifiers) == 1:
+        return [open_bundle(path)]
+    return [open_bundle(f"{path}#{entry.name}") for entry in manifest.classifiers]
+
+
+def _proven(bundle: ModelBundle, model_path: Path, clips: Sequence[str], say: Say) -> list[Check]:
+    """The checks of one classifier, which all passed."""
+    say(f"comparing {bundle.classifier.name} with Keras")
+    checks = check_parity(bundle, model_path, clips)
+    for check in checks:
+        say(str(check))
+    require_parity(checks)
+    return checks
+
+
+# -- graphs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """A model directory in ONNX: the bytes of its graphs, and the tensors that they take and give."""
+
+    path: Path
+    description: ModelDescription
+    extractor: bytes  # empty where the classifier takes frames
+    frames: tuple[TensorSpec, ...]
+    features: tuple[TensorSpec, ...]
+    classifier: bytes
+    clips: tuple[TensorSpec, ...]
+    scores: tuple[TensorSpec, ...]
+
+
+def write_graphs(path: Path, models: Sequence[Path]) -> Manifest:
+    """Convert model directories with one extractor into the folder `path`; the manifest without parity.
+
+    Raises ExportError where their extractors or preprocessing differ.
+    """
+    descriptions = [read_description(model) for model in models]
+    names = _classifier_files([description.name for description in descriptions])
+    for model, description in zip(models, descriptions, strict=True):
+        if description.preprocess != descriptions[0].preprocess:
+            raise ExportError(
+                f"{model} preprocesses frames in another way than {models[0]}", hint="export it as its own bundle"
+            )
+    converted = [_graphs_of(model, about) for model, about in zip(models, descriptions, strict=True)]
+    first = converted[0]
+    _require_one_extractor(converted)
+    graphs = {name: one.classifier for name, one in zip(names, converted, strict=True)}
+    if first.extractor:
+        graphs = {EXTRACTOR_GRAPH: first.extractor, **graphs}
+    for name, graph in graphs.items():
+        (path / name).write_bytes(graph)
+    return Manifest(
+        name=first.description.name,
+        extractor=ExtractorEntry(
+            first.description.preprocess,
+            {"fp32": EXTRACTOR_GRAPH} if first.extractor else {},
+            first.frames,
+            first.features,
+        ),
+        classifiers=tuple(_classifier_entry(one, name) for name, one in zip(names, converted, strict=True)),
+        files={name: sha256_of(path / name) for name in graphs},
+        parity={},
+        provenance=_provenance(converted),
     )
+
+
+def _graphs_of(model_path: Path, description: ModelDescription) -> _Graphs:
+    extractor, classifier = load_keras(model_path)
     frames_to_features = extractor_session(extractor, description.preprocess)
     features_to_scores = classifier_session(classifier, description.clip)
-    return Manifest(
-        name=description.name,
-        extractor=ExtractorEntry(
-            description.preprocess,
-            {"fp32": EXTRACTOR_GRAPH},
-            frames_to_features.inputs,
-            frames_to_features.outputs,
-        ),
-        classifiers=(
-            ClassifierEntry(
-                description.name,
-                description.labels,
-                description.clip,
-                description.aggregate,
-                {"fp32": CLASSIFIER_GRAPH},
-                features_to_scores.inputs,
-                features_to_scores.outputs,
-                description.evaluation,
-            ),
-        ),
-        files={name: sha256_of(path / name) for name in (EXTRACTOR_GRAPH, CLASSIFIER_GRAPH)},
-        parity={},
-        provenance=_provenance(model_path, description),
+    about_frames = {"schema": "1", "preprocess": json.dumps(description.preprocess.to_dict())}
+    about_clips = {
+        **(about_frames if extractor is None else {"schema": "1"}),
+        "role": "classifier",
+        "labels": json.dumps(description.labels, ensure_ascii=False),
+        "clip": json.dumps(description.clip.to_dict()),
+    }
+    if extractor is None:
+        extractor_graph, graph = b"", onnx_from_keras_network(classifier)
+    else:
+        extractor_graph = _bytes(onnx_from_keras_extractor(extractor), {**about_frames, "role": "extractor"})
+        graph = onnx_from_keras_classifier(classifier, description.clip)
+    return _Graphs(
+        model_path,
+        description,
+        extractor_graph,
+        frames_to_features.inputs,
+        frames_to_features.outputs,
+        _bytes(graph, about_clips),
+        features_to_scores.inputs,
+        features_to_scores.outputs,
     )
 
 
-def _save(model: Any, path: Path, keys: dict[str, str]) -> None:
-    """Write the graph, with keys that explain it where it is found alone."""
+def _bytes(model: Any, keys: Mapping[str, str]) -> bytes:
+    """The graph's file, with keys that explain it where it is found alone."""
     from onnx import helper
 
     helper.set_model_props(model, {f"edgeclf.{key}": value for key, value in keys.items()})
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    written: bytes = model.SerializeToString(deterministic=True)
+    return written
 
 
-def _provenance(model_path: Path, description: ModelDescription) -> dict[str, Any]:
+def _require_one_extractor(converted: Sequence[_Graphs]) -> None:
+    """A bundle has one: that of all models must be the same to the last byte."""
+    for other in converted:
+        if other.extractor != converted[0].extractor:
+            raise ExportError(
+                f"{other.path} has another extractor than {converted[0].path}: their graphs differ",
+                hint="export it as its own bundle",
+            )
+
+
+def _classifier_files(names: Sequence[str]) -> list[str]:
+    """The file of each classifier; raises ExportError where the names of the models do not fit beside each other."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ExportError(f"two models are called {name!r}", hint="train one of them with another name")
+        if len(names) > 1 and not re.fullmatch(r"\w[\w.-]*", name):
+            raise ExportError(f"{name!r} cannot name one of several classifiers", hint="use letters, digits, - and _")
+    files = [CLASSIFIER_GRAPH, *(f"{name}.onnx" for name in names[1:])]
+    if taken := {EXTRACTOR_GRAPH, CLASSIFIER_GRAPH} & set(files[1:]):
+        raise ExportError(f"a classifier's file cannot be {', '.join(taken)}", hint="give the model another name")
+    return files
+
+
+def _classifier_entry(graphs: _Graphs, file: str) -> ClassifierEntry:
+    description = graphs.description
+    return ClassifierEntry(
+        description.name,
+        description.labels,
+        description.clip,
+        description.aggregate,
+        {"fp32": file},
+        graphs.clips,
+        graphs.scores,
+        description.evaluation,
+        description.thresholds,
+    )
+
+
+def _provenance(converted: Sequence[_Graphs]) -> dict[str, Any]:
+    """That of the first model, and under `also` of the others by their names."""
+    first, *others = converted
     return {
-        "recipe": description.recipe,
-        **description.provenance,
-        "model_files": {name: sha256_of(model_path / name) for name in (EXTRACTOR_NAME, CLASSIFIER_NAME)},
-        "trained_with": {"keras": description.keras_version},
+        **_origin(first),
         "exported_with": {
             "edgeclf": __version__,
             **{name: version(name) for name in ("keras", "tensorflow", "tf2onnx", "onnx")},
         },
+        **({"also": {other.description.name: _origin(other) for other in others}} if others else {}),
     }
 
 
-def _finish(path: Path, manifest: Manifest, description: ModelDescription, checks: list[Check]) -> None:
-    """Add the report and the model card."""
-    (path / CARD_NAME).write_text(model_card(manifest, description, checks), encoding="utf-8")
+def _origin(graphs: _Graphs) -> dict[str, Any]:
+    description = graphs.description
+    files = (EXTRACTOR_NAME, CLASSIFIER_NAME) if description.has_extractor else (CLASSIFIER_NAME,)
+    return {
+        "recipe": description.recipe,
+        **description.provenance,
+        "model_files": {name: sha256_of(graphs.path / name) for name in files},
+        "trained_with": {"keras": description.keras_version},
+    }
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _finish(path: Path, manifest: Manifest, models: Sequence[Path], reports: Sequence[Sequence[Check]]) -> None:
+    """Add the report, in which each check names its classifier, and the model card."""
+    cards = [model_card(read_description(model), checks) for model, checks in zip(models, reports, strict=True)]
+    (path / CARD_NAME).write_text("\n".join(cards), encoding="utf-8")
     written = manifest.to_dict()
     written["files"][CARD_NAME] = sha256_of(path / CARD_NAME)
-    written["parity"] = {"fp32": [check.to_dict() for check in checks]}
+    written["parity"] = {
+        "fp32": [
+            {"classifier": entry.name, **check.to_dict()}
+            for entry, checks in zip(manifest.classifiers, reports, strict=True)
+            for check in checks
+        ]
+    }
     write_manifest(path, Manifest.from_dict(json.loads(json.dumps(written))))
 
 

@@ -15,12 +15,19 @@ import click
     required=True,
     type=click.Path(path_type=Path),
     metavar="NAME.edgeclf",
-    help="The bundle to write.",
+    help="The bundle to write. Of several classifiers in it, NAME.edgeclf#MODEL opens one.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="MODEL_DIR",
+    help="Another model with the same extractor, whose classifier the bundle shall hold too; repeatable.",
 )
 @click.option(
     "--clips", multiple=True, metavar="PATH", help="Videos to compare on, from decoding to label; repeatable."
 )
-def export(model: Path, output: Path, clips: tuple[str, ...]) -> None:
+def export(model: Path, output: Path, also: tuple[Path, ...], clips: tuple[str, ...]) -> None:
     """Convert the trained model in MODEL_DIR to ONNX and write a bundle, once it agrees with Keras.
 
     Compared are the extractor and the classifier one by one, the classifier at every clip length, and both from picture
@@ -30,12 +37,17 @@ def export(model: Path, output: Path, clips: tuple[str, ...]) -> None:
     Examples:
       edgeclf export my_model -o my_model.edgeclf
       edgeclf export my_model -o my_model.edgeclf --clips "test/*.mp4"
+      edgeclf export actions -o both.edgeclf --also moods
     """
     from edgeclf.export.bundling import export_bundle
     from edgeclf.video import expand_sources
 
     bundle = export_bundle(
-        model, output, clips=expand_sources(clips), say=lambda message: click.echo(message, err=True)
+        model, output, also=also, clips=expand_sources(clips), say=lambda message: click.echo(message, err=True)
     )
     size = sum(file.stat().st_size for file in bundle.path.iterdir())
-    click.echo(f"{bundle.path}: {len(bundle.classifier.labels)} labels, {size / 1e6:.1f} MB")
+    entries = bundle.manifest.classifiers
+    held = ", ".join(f"{entry.name} with {len(entry.labels)} labels" for entry in entries)
+    if len(entries) == 1:
+        held = f"{len(bundle.classifier.labels)} labels"
+    click.echo(f"{bundle.path}: {held}, {size / 1e6:.1f} MB")

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.bundle import ModelBundle
+from edgeclf.clips import padded
 from edgeclf.errors import ParityError, SessionError
 from edgeclf.model_directory import ParityFrames, open_keras_model, read_parity
 from edgeclf.runtime.model import Floats, Model, open_model
-from edgeclf.runtime.pipeline import LoopOptions, run_loop
+from edgeclf.runtime.pipeline import Form, LoopOptions, run_loop
 from edgeclf.runtime.records import Prediction, SourceEnd
 from edgeclf.theatre import ACTIONS
 
@@ -66,21 +67,20 @@ class Check:
 def check_parity(bundle: ModelBundle, model_path: Path, clips: Sequence[str] = ()) -> list[Check]:
     """Compare a bundle with the model directory it was made from.
 
-    Real frames of the model directory go through the extractor, the classifier at every clip length from 0 to T, and
-    both together; rendered scenes, and the videos `clips`, go from the picture to the label.
+    Real frames of the model directory go through the extractor, the classifier at every clip length, and both
+    together; rendered scenes, and the videos `clips`, go from the picture to the label. Where a file's clips are not
+    those of a stream, both are compared.
     """
     converted, original = open_model(bundle, "cpu"), open_keras_model(model_path)
     parity = read_parity(model_path)
-    checks = [
-        _check_extractor(converted, original, parity),
+    return [
+        *([_check_extractor(converted, original, parity)] if bundle.extractor.has_graph else []),
         *_check_classifier(converted, original, parity),
-        _check_chain(converted, parity),
+        _check_chain(converted, original, parity),
         _check_rules(converted, original),
-        _check_sources("rendered scenes", converted, original, RENDERED_SCENES),
+        *_check_both_forms("rendered scenes", converted, original, RENDERED_SCENES),
+        *(_check_both_forms("decoded clips", converted, original, clips) if clips else []),
     ]
-    if clips:
-        checks.append(_check_sources("decoded clips", converted, original, clips))
-    return checks
 
 
 def require_parity(checks: Iterable[Check]) -> None:
@@ -97,38 +97,61 @@ def _check_extractor(converted: Model, original: Model, parity: ParityFrames) ->
 
 
 def _check_classifier(converted: Model, original: Model, parity: ParityFrames) -> list[Check]:
-    """Every clip of the parity frames, cut to every length. What stands behind the length must not matter."""
-    count, length = parity.features.shape[:2]
-    cuts = np.tile(np.arange(length + 1, dtype=np.int32), count)
-    features = np.repeat(parity.features, length + 1, axis=0)
-    beyond = np.arange(length) >= cuts[:, None]
-    zeroed: Floats = np.where(beyond[..., None], np.float32(0), features)
-    expected = original.classify(zeroed, cuts)
-    return [
-        _scores_check("classifier, lengths 0 to T", converted.classify(zeroed, cuts), expected),
-        _scores_check("classifier, noise as padding", converted.classify(features, cuts), expected),
-    ]
+    """Every clip of the parity frames, cut to every length. What stands behind it must not matter where it is masked.
+
+    A mean over no frames is no number, so that Keras may have no scores for a clip of length 0.
+    """
+    masked = original.clip.padding == "mask"
+    lengths = np.arange(0 if masked else 1, original.clip.length + 1, dtype=np.int32)
+    cuts = np.tile(lengths, len(parity.features))
+    features = np.repeat(parity.features, len(lengths), axis=0)
+    cut = _cut(features, cuts, original)
+    expected = original.classify(cut, cuts)
+    known = np.isfinite(expected).all(axis=1) | (cuts > 0)
+    found = converted.classify(cut, cuts)
+    checks = [_scores_check(f"classifier, lengths {lengths[0]} to T", found[known], expected[known])]
+    if masked:
+        found = converted.classify(features, cuts)
+        checks.append(_scores_check("classifier, noise as padding", found[known], expected[known]))
+    return checks
 
 
-def _check_chain(converted: Model, parity: ParityFrames) -> Check:
+def _cut(features: NDArray[Any], lengths: NDArray[np.int32], model: Model) -> NDArray[Any]:
+    """Clips cut to lengths, with the padding that the model has behind them."""
+    return np.stack([padded(rows[:length], model.clip) for rows, length in zip(features, lengths, strict=True)])
+
+
+def _check_chain(converted: Model, original: Model, parity: ParityFrames) -> Check:
     """Frames to scores, against the answers that Keras gave when the model was trained."""
-    features = np.zeros_like(parity.features)
-    for row, frames, length in zip(features, parity.frames, parity.lengths, strict=True):
-        row[:length] = converted.extract(frames[:length])
+    clips = zip(parity.frames, parity.lengths, strict=True)
+    features = np.stack([padded(converted.extract(frames[:length]), original.clip) for frames, length in clips])
     return _scores_check("frames to scores", converted.classify(features, parity.lengths), parity.scores)
 
 
 def _check_rules(converted: Model, original: Model) -> Check:
-    """What no single clip shows: how clips make a file's label, and what gap ends a clip."""
-    rules = [(model.aggregate, model.clip.stale_seconds, model.clip.padding) for model in (converted, original)]
+    """What no single clip shows: how clips make a file's label, what gap ends a clip, and what is unknown."""
+    rules = [
+        (model.aggregate, model.clip.stale_seconds, model.clip.padding, model.clip.sampling, model.thresholds)
+        for model in (converted, original)
+    ]
     return Check("aggregate and gaps", len(rules[0]), 0.0 if rules[0] == rules[1] else float("inf"), 0.0, 0)
 
 
-def _check_sources(name: str, converted: Model, original: Model, sources: Sequence[str]) -> Check:
+def _check_both_forms(name: str, converted: Model, original: Model, sources: Sequence[str]) -> list[Check]:
+    """As a stream, and as files where those have other clips."""
+    checks = [_check_sources(name, converted, original, sources)]
+    if original.clip.sampling != "rate":
+        checks.append(_check_sources(f"{name}, as files", converted, original, sources, form="file"))
+    return checks
+
+
+def _check_sources(
+    name: str, converted: Model, original: Model, sources: Sequence[str], *, form: Form = "stream"
+) -> Check:
     """Pictures to labels: both models run the whole loop, each with its own preprocessing, clips and labels."""
-    expected = _predictions(original, sources)
+    expected = _predictions(original, sources, form)
     try:
-        found = _predictions(converted, sources)
+        found = _predictions(converted, sources, form)
     except SessionError:  # of scores that are no numbers
         return Check(name, len(expected), float("inf"), SCORE_TOLERANCE, 0)
     if sorted(converted.labels) != sorted(original.labels):
@@ -137,16 +160,16 @@ def _check_sources(name: str, converted: Model, original: Model, sources: Sequen
         return Check(f"{name} (other clips)", len(expected), float("inf"), SCORE_TOLERANCE, 0)
     difference = _largest_difference(_scores_by_label(converted, found), _scores_by_label(original, expected))
     changed = sum(
-        a.label != b.label and bool(_margin(np.array([b.scores]))[0] > CLEAR_MARGIN)
+        a.top_label != b.top_label and bool(_margin(np.array([b.scores]))[0] > CLEAR_MARGIN)
         for a, b in zip(found, expected, strict=True)
     )
     return Check(name, len(expected), difference, SCORE_TOLERANCE, changed)
 
 
-def _predictions(model: Model, sources: Sequence[str]) -> list[Prediction]:
+def _predictions(model: Model, sources: Sequence[str], form: Form) -> list[Prediction]:
     options = LoopOptions(depth=0, workers=0, batch_size=8)
     predictions = []
-    for record in run_loop(sources, model, options):
+    for record in run_loop(sources, model, options, form=form):
         if isinstance(record, SourceEnd) and record.error:
             raise record.error
         if isinstance(record, Prediction):

@@ -1,158 +1,123 @@
-"""Keras sequence models as ONNX graphs with native GRU nodes.
+"""Keras' GRU and LSTM as native ONNX nodes, one node each.
 
-Converters turn a masked GRU into a Loop of a hundred nodes, which is twelve times slower on the CPU and which
-TensorRT does not take. Written by hand it is one node. What has to be minded (ONNX operator specification, GRU;
-Keras source, `GRUCell` with `reset_after`):
+Converters turn a masked layer into a Loop of a hundred nodes, which is twelve times slower on the CPU and which
+TensorRT does not take. Written by hand it is one node. What has to be minded (ONNX operator specification, GRU and
+LSTM; Keras source, `GRUCell` with `reset_after`, `LSTMCell`):
 
-- Keras' kernels are (inputs, 3 units), ONNX wants them transposed; the gates stand in the order z, r, h in both;
-- `reset_after=True` is `linear_before_reset=1`, with separate input and recurrent biases;
-- the mask becomes `sequence_lens`: frames stand first, padding behind them.
+- Keras' kernels are (inputs, gates x units), ONNX wants them transposed;
+- the gates of a GRU stand in the order z, r, h in both, those of an LSTM in Keras as i, f, c, o, in ONNX as i, o, f, c;
+- `reset_after=True` is `linear_before_reset=1`, with biases of inputs and of states; an LSTM has only the former;
+- the mask becomes `sequence_lens`: frames stand first, padding behind them;
+- behind the end ONNX gives zeros, Keras the last state again;
+- Keras' hard sigmoid has the slope 1/6, ONNX' own is 1/5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.errors import ExportError
-from edgeclf.export.extractor import IR_VERSION, OPSET
-from edgeclf.specs import ClipSpec
+from edgeclf.export.graph import Graph
 
-FEATURES, LENGTH, SCORES = "features", "length", "scores"
+_ACTIVATIONS = {"tanh": "Tanh", "sigmoid": "Sigmoid", "hard_sigmoid": "HardSigmoid"}
+_DEFAULTS = ["Sigmoid", "Tanh"]  # ONNX' own, which are not written out
+_ALPHA, _BETA = 1 / 6, 0.5
 
 
-def onnx_from_keras_classifier(model: Any, clip: ClipSpec) -> Any:
-    """The ONNX model of a Keras classifier: features float32 (N, T, F) and length int32 (N) to scores (N, C).
+@dataclass(frozen=True, slots=True)
+class States:
+    """What a recurrent layer gives for every frame: the names of tensors, time first.
 
-    The layers must follow one another. Raises ExportError that names a layer or an option it cannot convert.
+    Where it is masked, zeros stand behind the end of a clip; Keras has the last state there.
     """
-    from onnx import TensorProto, checker, helper
 
-    layers = _layers_in_order(model)
-    classes = int(model.output_shape[-1])
-    feature_size = int(model.get_layer(FEATURES).output.shape[-1])
-    graph = _Graph()
-    tensor = graph.node("Transpose", [FEATURES], perm=[1, 0, 2])  # GRU wants time first
-    for layer in layers:
-        tensor = _convert(layer, graph, tensor)
-    graph.nodes[-1].output[0] = SCORES
-    made = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "classifier",
-            [
-                helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", clip.length, feature_size]),
-                helper.make_tensor_value_info(LENGTH, TensorProto.INT32, ["N"]),
-            ],
-            [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["N", classes])],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="edgeclf",
-    )
-    checker.check_model(made, full_check=True)
-    return made
+    frames: str  # (T, N, units)
+    last: str  # (1, N, units)
+    masked: bool
 
 
-@dataclass
-class _Graph:
-    """Nodes and constants in the order in which they were added, which also names them."""
+def recurrent_node(layer: Any, graph: Graph, frames: str, length: str) -> str | States:
+    """Add the node of a GRU or LSTM; its last state (N, units), or its states where the layer returns sequences.
 
-    nodes: list[Any] = field(default_factory=list)
-    constants: list[Any] = field(default_factory=list)
-
-    def node(self, op: str, inputs: list[str], *, output: int = 0, outputs: int = 1, **attributes: Any) -> str:
-        """Add a node; the name of its output number `output`. Outputs before it are left out."""
-        from onnx import helper
-
-        name = f"{op.lower()}_{len(self.nodes)}"
-        made = ["" if n != output else name for n in range(outputs)]
-        self.nodes.append(helper.make_node(op, inputs, made, name=name, **attributes))
-        return name
-
-    def constant(self, array: NDArray[Any]) -> str:
-        """Add a constant; its name."""
-        from onnx import numpy_helper
-
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-
-def _layers_in_order(model: Any) -> list[Any]:
-    """The layers between inputs and scores, a GRU first; each must take what the one before it gives."""
-    if len(model.outputs) != 1:
-        raise ExportError(f"the classifier has {len(model.outputs)} outputs", hint="it must give scores alone")
-    # `operations` also names what keras.ops does, which `layers` leaves out.
-    layers = [layer for layer in model.operations if type(layer).__name__ not in ("InputLayer", *_IDLE)]
-    for layer in layers:
-        if type(layer).__name__ not in _CONVERTERS:
-            known = ", ".join([*_CONVERTERS, *_IDLE])
-            raise ExportError(f"layer {layer.name!r} is a {type(layer).__name__}", hint=f"the exporter knows {known}")
-        if len(layer._inbound_nodes) != 1:
-            raise ExportError(f"layer {layer.name!r} is used more than once", hint="use a plain stack of layers")
-    if not layers or type(layers[0]).__name__ != "GRU":
-        raise ExportError("the classifier's first layer is no GRU", hint="use a plain stack of layers")
-    return layers
-
-
-def _convert(layer: Any, graph: _Graph, tensor: str) -> str:
-    return _CONVERTERS[type(layer).__name__](layer, graph, tensor)
-
-
-def _gru(layer: Any, graph: _Graph, tensor: str) -> str:
-    """One GRU node; the state after each clip's last frame, (N, units)."""
-    _require(layer, layer.reset_after, "reset_after=True")
-    _require(layer, not layer.return_sequences, "return_sequences=False")
-    _require(layer, not layer.go_backwards, "go_backwards=False")
-    _require(layer, not layer.stateful, "stateful=False")
-    _require(layer, layer.use_bias, "use_bias=True")
-    _require(layer, _activation(layer.activation) == "tanh", "activation='tanh'")
-    _require(layer, _activation(layer.recurrent_activation) == "sigmoid", "recurrent_activation='sigmoid'")
-    kernel, recurrent, bias = (np.asarray(weight, np.float32) for weight in layer.get_weights())
-    state = graph.node(
-        "GRU",
-        [
-            tensor,
-            graph.constant(kernel.T[None]),
-            graph.constant(recurrent.T[None]),
-            graph.constant(bias.reshape(1, -1)),
-            LENGTH,
-        ],
-        output=1,
-        outputs=2,
+    frames: (T, N, F). length: of each clip int32 (N), empty where nothing is masked.
+    """
+    _check(layer)
+    kernels = _gru_kernels(layer) if _is_gru(layer) else _lstm_kernels(layer)
+    name = graph.node(
+        type(layer).__name__,
+        [frames, *map(graph.constant, kernels), *([length] if length else [])],
+        outputs=("_frames" if layer.return_sequences else None, ""),
         hidden_size=int(layer.units),
-        linear_before_reset=1,
+        **({"linear_before_reset": 1} if _is_gru(layer) else {}),
+        **_activations(layer),
     )
-    return graph.node("Squeeze", [state, graph.constant(np.array([0], np.int64))])
+    if not layer.return_sequences:
+        return graph.node("Squeeze", [name, graph.integers(0)])
+    return States(graph.node("Squeeze", [f"{name}_frames", graph.integers(1)]), name, bool(length))
 
 
-def _dense(layer: Any, graph: _Graph, tensor: str) -> str:
-    _require(layer, layer.use_bias, "use_bias=True")
-    kernel, bias = (np.asarray(weight, np.float32) for weight in layer.get_weights())
-    product = graph.node("Gemm", [tensor, graph.constant(kernel), graph.constant(bias)])
-    activation = _activation(layer.activation)
-    if activation == "linear":
-        return product
-    if activation == "softmax":
-        return graph.node("Softmax", [product], axis=-1)
-    _require(layer, activation == "relu", "activation 'linear', 'relu' or 'softmax'")
-    return graph.node("Relu", [product])
+def _gru_kernels(layer: Any) -> list[NDArray[np.float32]]:
+    require_option(layer, layer.reset_after, "reset_after=True")
+    kernel, recurrent, bias = _weights(layer)
+    return [kernel.T[None], recurrent.T[None], bias.reshape(1, -1)]
 
 
-_IDLE = ("Dropout", "SpatialDropout1D")  # layers that do nothing but in training
-_CONVERTERS: dict[str, Callable[[Any, _Graph, str], str]] = {"GRU": _gru, "Dense": _dense}
+def _lstm_kernels(layer: Any) -> list[NDArray[np.float32]]:
+    kernel, recurrent, bias = (_reordered(weight) for weight in _weights(layer))
+    return [kernel.T[None], recurrent.T[None], np.concatenate([bias, np.zeros_like(bias)])[None]]
 
 
-def _activation(function: Any) -> str:
+def _reordered(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The gates i, f, c, o of the last axis as i, o, f, c."""
+    i, f, c, o = np.split(weight, 4, axis=-1)
+    return np.concatenate([i, o, f, c], axis=-1)
+
+
+def _weights(layer: Any) -> list[NDArray[np.float32]]:
+    require_option(layer, layer.use_bias, "use_bias=True")
+    return [np.asarray(weight, np.float32) for weight in layer.get_weights()]
+
+
+def _activations(layer: Any) -> dict[str, Any]:
+    """The attributes that name them; none where they are those of ONNX."""
+    gates, inner = (_activation(layer, name) for name in ("recurrent_activation", "activation"))
+    if [gates, inner] == _DEFAULTS:
+        return {}
+    functions = [gates, inner] if _is_gru(layer) else [gates, inner, inner]
+    slopes = functions.count("HardSigmoid")
+    return {
+        "activations": functions,
+        **({"activation_alpha": [_ALPHA] * slopes, "activation_beta": [_BETA] * slopes} if slopes else {}),
+    }
+
+
+def _activation(layer: Any, option: str) -> str:
+    name = activation_name(getattr(layer, option))
+    require_option(layer, name in _ACTIVATIONS, f"{option} {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _check(layer: Any) -> None:
+    require_option(layer, not layer.return_state, "return_state=False")
+    require_option(layer, not layer.go_backwards, "go_backwards=False")
+    require_option(layer, not layer.stateful, "stateful=False")
+    require_option(layer, not layer.zero_output_for_mask, "zero_output_for_mask=False")
+
+
+def _is_gru(layer: Any) -> bool:
+    return type(layer).__name__ == "GRU"
+
+
+def activation_name(function: Any) -> str:
+    """Keras' name of an activation."""
     return str(getattr(function, "__name__", function))
 
 
-def _require(layer: Any, holds: bool, option: str) -> None:
+def require_option(layer: Any, holds: bool, option: str) -> None:
+    """Raise ExportError, which names the layer and the option that it must have, unless it holds."""
     if not holds:
         raise ExportError(f"layer {layer.name!r} ({type(layer).__name__}) must have {option}", hint="change the recipe")

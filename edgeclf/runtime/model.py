@@ -61,12 +61,22 @@ class Model:
 
 
 def open_model(bundle: ModelBundle, device: Device = "auto", *, precision: str = "fp32", threads: int = 1) -> Model:
-    """The model of a bundle with its sessions on `device`; the classifier always runs on one CPU thread.
+    """The model of a bundle with its extractor on `device`; the classifier runs on one CPU thread.
 
-    threads: inside one run of the extractor. Raises BundleError where a graph is not what the manifest says.
+    A classifier that takes frames is what runs on `device`. threads: inside one run of what runs there. Raises
+    BundleError where a graph is not what the manifest says.
     """
-    extractor = open_session(bundle.graph(bundle.extractor, precision), device, precision=precision, threads=threads)
-    classifier = open_session(bundle.graph(bundle.classifier), "cpu")
+    extractor: Session
+    if bundle.extractor.has_graph:
+        extractor = open_session(
+            bundle.graph(bundle.extractor, precision), device, precision=precision, threads=threads
+        )
+        classifier = open_session(bundle.graph(bundle.classifier), "cpu")
+    else:
+        extractor = FramesAsFeatures(bundle.extractor.preprocess)
+        classifier = open_session(
+            bundle.graph(bundle.classifier, precision), device, precision=precision, threads=threads
+        )
     _check_tensors("extractor", bundle.extractor, extractor)
     _check_tensors("classifier", bundle.classifier, classifier)
     entry = bundle.classifier

@@ -184,7 +184,7 @@ def test_target_must_be_named_as_a_bundle(model_dir: Path, tmp_path: Path, name:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_padding_that_the_graph_cannot_express_is_refused(model_dir: Path, tmp_path: Path) -> None:
+def test_padding_that_does_not_fit_the_classifier_is_refused(model_dir: Path, tmp_path: Path) -> None:
     path = shutil.copytree(model_dir, tmp_path / "repeats")
     text = (path / "model.json").read_text(encoding="utf-8").replace('"mask"', '"repeat_last"')
     (path / "model.json").write_text(text, encoding="utf-8")

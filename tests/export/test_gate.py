@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from edgeclf.errors import ParityError
 from edgeclf.export import bundling, parity
 from edgeclf.export.bundling import CLASSIFIER_GRAPH, EXTRACTOR_GRAPH, export_bundle
 from edgeclf.export.extractor import onnx_from_keras_extractor
-from edgeclf.export.recurrent import onnx_from_keras_classifier
+from edgeclf.export.sequence_graph import onnx_from_keras_classifier
 from edgeclf.model_directory import import_keras, open_keras_model
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.session import Arrays, Session
@@ -44,7 +44,7 @@ Scores = NDArray[np.float32]  # (N, C)
 def gate(bundle: ModelBundle, model_dir: Path, target: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     """Export the model directory with a converter that makes the fault."""
 
-    def write_graphs(path: Path, model_path: Path) -> Manifest:
+    def write_graphs(path: Path, models: Sequence[Path]) -> Manifest:
         for name in (EXTRACTOR_GRAPH, CLASSIFIER_GRAPH):
             shutil.copy(bundle.path / name, path / name)
         manifest = fault(path, replace(bundle.manifest, parity={}))
@@ -231,6 +231,8 @@ FAULTS: dict[str, tuple[Fault, set[str]]] = {
     "wrong hop": (wrong_entry(clip=replace(CLIP, hop_seconds=0.4)), {OTHER_CLIPS}),
     "wrong aggregate": (wrong_entry(aggregate="vote"), {RULES}),
     "wrong gap": (wrong_entry(clip=replace(CLIP, stale_seconds=9.0)), {RULES}),
+    "wrong frames of files": (wrong_entry(clip=replace(CLIP, sampling="first")), {RULES}),
+    "thresholds of its own": (wrong_entry(thresholds={LABELS[0]: 0.9}), {RULES}),
 }
 
 

@@ -1,4 +1,4 @@
-"""A tiny model directory: untrained, but scaled so that every label wins somewhere and small faults show.
+"""Tiny model directories: untrained; the first is scaled so that every label wins somewhere and small faults show.
 
 Keras is imported when a model is built.
 """
@@ -18,7 +18,7 @@ from edgeclf.model_directory import ModelDescription, import_keras, write_model
 from edgeclf.preprocess import preprocess_frame
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.theatre import ACTIONS, single_action
-from edgeclf.train.classifiers import gru_classifier
+from edgeclf.train.classifiers import gru_classifier, lstm_classifier, statistics_classifier, vote_classifier
 
 LABELS = ("one", "two", "three", "four")
 SIZE = (32, 40)
@@ -134,3 +134,89 @@ def _classifier_feeds() -> dict[str, NDArray[Any]]:
     full = np.stack([clip for clip in clips() if len(clip) == CLIP.length])
     features = np.asarray(extractor()(full.reshape(-1, *SIZE, 3))).reshape(len(full), CLIP.length, FEATURES)
     return {"features": features, "mask": np.ones(features.shape[:2], bool)}
+
+
+# -- other kinds of models, with random weights ------------------------------------------------------------------------
+
+MOTION = replace(PREPROCESS, stack=2, stack_seconds=0.2)
+FIRST = replace(CLIP, sampling="first", padding="repeat_last")
+UNIFORM = replace(CLIP, sampling="uniform", padding="repeat_last")
+VOTE = replace(CLIP, length=1, padding="repeat_last")
+
+
+def randomised(model: Any, seed: int = 4) -> Any:
+    """The model with random weights, biases and statistics too, of sizes that leave its scores apart."""
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        layer.set_weights([_random_like(weight, rng) for weight in layer.weights])
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()  # Normalization works with copies of its weights
+    return model
+
+
+def _random_like(weight: Any, rng: np.random.Generator) -> NDArray[Any]:
+    if not weight.shape:
+        return np.asarray(weight)
+    values: NDArray[Any] = rng.normal(
+        0, 1.5 / np.sqrt(np.prod(weight.shape[:-1])) if len(weight.shape) > 1 else 0.5, weight.shape
+    )
+    return 0.5 + np.abs(values) if weight.path.endswith("variance") else values
+
+
+@cache
+def motion_extractor() -> Any:
+    """Pairs of pictures to features, none negative, of the second and of the change, by the same weights."""
+    keras = import_keras()
+    layers, ops = keras.layers, keras.ops
+    frames = keras.Input((2, *SIZE, 3), dtype="uint8", name="frames")
+    x = layers.Rescaling(1 / 128, offset=-127 / 128)(frames)
+    current = layers.Cropping3D(((1, 0), (0, 0), (0, 0)))(x)
+    change = layers.Subtract()([current, layers.Cropping3D(((0, 1), (0, 0), (0, 0)))(x)])
+    pairs = layers.Concatenate(axis=1)([current, layers.Activation("hard_tanh")(change)])
+    x = layers.Conv2D(4, 3, strides=2, activation="relu")(ops.reshape(pairs, (-1, *SIZE, 3)))
+    x = ops.reshape(layers.GlobalAveragePooling2D()(x), (-1, 8))
+    return randomised(keras.Model(frames, layers.Identity(name="features")(x)))
+
+
+@cache
+def clip_network() -> Any:
+    """Frames of a clip to scores at once."""
+    keras = import_keras()
+    layers = keras.layers
+    frames = keras.Input((CLIP.length, *SIZE, 3), dtype="uint8", name="frames")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(frames)
+    x = layers.Conv3D(4, 3, (1, 2, 2), padding="same", activation="relu")(x)
+    x = layers.Conv3D(6, 3, padding="same", activation="relu")(layers.MaxPooling3D((2, 2, 2), padding="same")(x))
+    x = layers.GlobalAveragePooling3D()(x)
+    return randomised(keras.Model(frames, layers.Dense(len(LABELS), activation="softmax", name="scores")(x)))
+
+
+def write_motion_model(path: Path) -> Path:
+    """Stacked pictures, and statistics of their features over a clip."""
+    pairs = [np.stack([clip[[max(0, n - 2), n]] for n in range(len(clip))]) for clip in clips()]
+    classifier = randomised(statistics_classifier(CLIP.length, 8, len(LABELS), hidden=6))
+    write_model(path, replace(description(), name="motion", preprocess=MOTION), motion_extractor(), classifier, pairs)
+    return path
+
+
+def write_network_model(path: Path) -> Path:
+    """A network of whole clips, without an extractor."""
+    about = replace(description(), name="network", clip=FIRST, aggregate="first", has_extractor=False)
+    write_model(path, about, None, clip_network(), clips())
+    return path
+
+
+def write_uniform_model(path: Path) -> Path:
+    """An LSTM on frames that are spread over a file, with thresholds."""
+    thresholds = {"one": 0.4, "three": 0.25}
+    about = replace(description(), name="uniform", clip=UNIFORM, aggregate="first", thresholds=thresholds)
+    classifier = randomised(lstm_classifier(CLIP.length, FEATURES, len(LABELS), mask=False, units=5))
+    write_model(path, about, extractor(), classifier, clips())
+    return path
+
+
+def write_vote_model(path: Path) -> Path:
+    """Single frames, whose labels vote; other labels than the tiny model has, on the same extractor."""
+    about = replace(description(), name="vote", clip=VOTE, aggregate="vote", labels=LABELS[:3])
+    write_model(path, about, extractor(), randomised(vote_classifier(FEATURES, 3)), [clip[:1] for clip in clips()])
+    return path
