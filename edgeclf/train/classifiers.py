@@ -181,18 +181,20 @@ def statistics_classifier(
     classes: int,
     *,
     first: int = 0,
+    halves: bool = True,
     hidden: int = 512,
     dropout: float = 0.5,
     statistics_dropout: float = 0.7,
 ) -> Any:
-    """What features do over a masked clip, in four numbers each, then two dense layers; one without `hidden` units.
+    """What features do over a masked clip, in a few numbers each, then two dense layers; one without `hidden` units.
 
-    The numbers are the mean over time, the maximum, the mean change from frame to frame, and how the first half
-    differs from the second. The first three are at least 0, and their roots are taken, which keeps a few strong
-    features from drowning the others (power normalisation, Perronnin et al. 2010). The layer `statistics` ends the part
-    that has no weights; `standardise` takes mean and spread of training data (`train.training.standardise`). In
-    training, `statistics_dropout` is the share of the numbers that is left out, `dropout` that of the hidden units.
-    Features before number `first` are not looked at; the others must not be negative.
+    The numbers are the mean over time, the maximum, the mean change from frame to frame, and, with `halves`, how the
+    first half differs from the second. The first three are at least 0, and their roots are taken, which keeps a few
+    strong features from drowning the others (power normalisation, Perronnin et al. 2010). The layer `statistics`
+    ends the part that has no weights; `standardise` takes mean and spread of training data. In training,
+    `statistics_dropout` is the share of the numbers that is left out, `dropout` that of the hidden units.
+    Features before number `first` are not looked at; the others must not be negative. Without hidden units the weights
+    begin at 0: on a hundred clips, what is left of random ones would drown what is learned.
     """
     keras = import_keras()
     layers, ops = keras.layers, keras.ops
@@ -206,17 +208,26 @@ def statistics_classifier(
     highest = ops.max(kept, axis=1)
     steps = ops.multiply(ops.abs(ops.subtract(kept[:, 1:], kept[:, :-1])), valid[:, 1:])
     change = ops.divide(ops.sum(steps, axis=1), ops.maximum(ops.subtract(frames, 1.0), 1.0))
-    place = np.arange(0.5, length, dtype=np.float32).reshape(1, length, 1)
-    side = ops.sign(ops.subtract(ops.expand_dims(frames, -1), 2 * place))  # 1 in the first half, -1 in the second
-    halves = ops.divide(ops.sum(ops.multiply(kept, side), axis=1), ops.maximum(ops.multiply(frames, 0.5), 0.5))
-    roots = ops.sqrt(ops.concatenate([mean, highest, change], axis=-1))
-    x = layers.Concatenate(name="statistics")([roots, halves])
+    numbers = [ops.sqrt(ops.concatenate([mean, highest, change], axis=-1))]
+    if halves:
+        numbers.append(_halves(kept, frames))
+    x = layers.Identity(name="statistics")(ops.concatenate(numbers, axis=-1))
     x = layers.Normalization(name="standardise")(x)
     x = layers.Dropout(statistics_dropout, name="statistics_dropout")(x)
     if hidden:
         x = layers.Dense(hidden, activation="relu", name="hidden")(x)
         x = layers.Dropout(dropout, name="dropout")(x)
-    return keras.Model({"features": features, "mask": mask}, _scores(x, classes), name="statistics_classifier")
+    scores = _scores(x, classes, begin="glorot_uniform" if hidden else "zeros")
+    return keras.Model({"features": features, "mask": mask}, scores, name="statistics_classifier")
+
+
+def _halves(kept: Any, frames: Any) -> Any:
+    """(N, F), the mean over the first half of the frames less that over the second; one in the middle is in neither."""
+    ops = import_keras().ops
+    length = kept.shape[1]
+    middles = 2 * np.arange(0.5, length, dtype=np.float32).reshape(1, length, 1)
+    side = ops.sign(ops.subtract(ops.expand_dims(frames, -1), middles))  # 1 in the first half, -1 in the second
+    return ops.divide(ops.sum(ops.multiply(kept, side), axis=1), ops.maximum(ops.multiply(frames, 0.5), 0.5))
 
 
 def _valid(mask: Any) -> Any:
@@ -259,5 +270,6 @@ def _mask_input(length: int) -> Any:
     return import_keras().Input((length,), dtype="bool", name="mask")
 
 
-def _scores(state: Any, classes: int) -> Any:
-    return import_keras().layers.Dense(classes, activation="softmax", dtype="float32", name="scores")(state)
+def _scores(state: Any, classes: int, *, begin: str = "glorot_uniform") -> Any:
+    layers = import_keras().layers
+    return layers.Dense(classes, activation="softmax", kernel_initializer=begin, dtype="float32", name="scores")(state)

@@ -48,8 +48,8 @@ class _Recipes(click.Group):
 
 
 _HELP = """DATA is a folder with one folder of videos, or of pictures, for each class, or a CSV with the columns
-path,label and, if they are known, group and split. Validation clips are taken out of the training clips by whole groups; a test
-split is measured once, at the end. The same command, after it was killed, goes on where it was.
+path,label and, if they are known, group and split. Validation clips are taken out of the training clips by whole
+groups; a test split is measured once, at the end. The same command, after it was killed, goes on where it was.
 
 \b
 Examples:

@@ -25,6 +25,7 @@ from edgeclf.runtime.prefetch import prefetch
 log = logging.getLogger(__name__)
 
 Schedule = Literal["constant", "cosine", "plateau"]
+Keep = Literal["best", "last"]  # the epoch of the lowest validation loss, or the last
 Row = dict[str, float]  # one epoch: epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, seconds
 
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0  # an epoch may take less than writing its checkpoint
@@ -42,7 +43,8 @@ class FitSettings:
     epochs: int = 60
     batch: int = 64
     learning_rate: float = 1e-3
-    patience: int = 15  # epochs without a lower validation loss, then it ends
+    patience: int = 15  # epochs without a lower validation loss, then it ends; 0: it goes on to the last
+    keep: Keep = "best"
     schedule: Schedule = "constant"
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -73,7 +75,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """How it went; the model has the weights of the best epoch, that of the lowest validation loss."""
+    """How it went; the model has the weights of the epoch that was kept, "best" by the lowest validation loss."""
 
     history: tuple[Row, ...]
     best_epoch: int  # from 1
@@ -103,7 +105,7 @@ def fit(
     progress: Callable[[Row], None] = lambda _: None,
     last_epoch: int | None = None,
 ) -> Fitted:
-    """Fit a Keras classifier; it ends with the weights of its lowest validation loss.
+    """Fit a Keras classifier; it ends with the weights of its lowest validation loss, or as `settings.keep` says.
 
     folder: where checkpoints and `log.csv` are kept. If it holds a checkpoint of the same model, settings and number
     of steps, fitting goes on behind it, and ends with the weights that it would have had uninterrupted. progress:
@@ -120,7 +122,7 @@ def fit(
     while not _ended(state, settings, last_epoch):
         row = _run_epoch(model, train, validation, settings, state)
         state.history.append(row)
-        if last_epoch or row["val_loss"] <= min(past["val_loss"] for past in state.history):
+        if last_epoch or settings.keep == "last" or row["val_loss"] <= min(past["val_loss"] for past in state.history):
             state.best_epoch, best = len(state.history), model.get_weights()
         _follow_plateau(state, settings)
         if checkpoints:

@@ -91,8 +91,10 @@ def _report(
 
 def _provenance(trained: Trained, dataset: Dataset) -> dict[str, Any]:
     recipe = trained.recipe
-    settings: dict[str, Any] = {"classifier": asdict(recipe.settings)}
-    if recipe.frames_first:
+    settings: dict[str, Any] = {"classifier": {**asdict(recipe.settings), **recipe.classifier_options}}
+    if recipe.motion:
+        settings["classifier"]["stream"] = recipe.stream
+    if recipe.frames_first and recipe.weights == "none":
         settings["frames"] = asdict(recipe.frames_first)
     if recipe.fine_tuning:
         settings["fine-tuning"] = asdict(recipe.fine_tuning)

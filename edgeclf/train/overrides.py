@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from edgeclf.train.recipe import Recipe
 
 # What may be changed; the rest is what makes the recipe. A key that names a table holds fields of that part.
 _KEYS = ("extractor", "weights", "crop", "views", "top", "drawn_clips", "stack_seconds", "stream", "refit")
-_TABLES = ("settings", "augmentation", "fine_tuning", "frames_first", "clip")
+_TABLES = ("settings", "augmentation", "fine_tuning", "frames_first", "clip", "classifier_options")
 
 T = TypeVar("T")
 
@@ -66,7 +67,20 @@ def _changed(recipe: Recipe, table: str, values: Any) -> Any:
     part = getattr(recipe, table)
     if part is None:
         raise DataError(f"{recipe.name} has no {table}", hint="choose another recipe")
+    if table == "classifier_options":
+        return {**part, **_checked_options(recipe, values)}
     return _clip(recipe, values) if table == "clip" else _replaced(part, table, values)
+
+
+def _checked_options(recipe: Recipe, values: Any) -> Mapping[str, Any]:
+    """Options of the recipe's classifier, such as the units of a layer."""
+    known = {
+        name
+        for name, parameter in signature(recipe.classifier or recipe.build_classifier).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY and name != "first"
+    }
+    _refuse_unknown("classifier_options", values, known)
+    return dict(values)
 
 
 def _clip(recipe: Recipe, values: Any) -> ClipSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -16,10 +17,9 @@ WeightsChoice = Literal["imagenet", "none"]
 Stream = Literal["both", "change"]
 
 
-class BuildClassifier(Protocol):
-    """Builds the Keras model from a clip of features to `scores`."""
-
-    def __call__(self, length: int, feature_size: int, classes: int, **options: Any) -> Any: ...
+# From the frames of a clip, their features and the number of classes to the Keras model that gives `scores`. One that
+# can do with features of change alone takes `first`, the number of the first one that it looks at.
+BuildClassifier = Callable[..., Any]
 
 
 class BuildNetwork(Protocol):
@@ -54,6 +54,7 @@ class Recipe:
     settings: FitSettings
     extractor: str = ""
     classifier: BuildClassifier | None = None
+    classifier_options: Mapping[str, Any] = field(default_factory=dict)
     network: BuildNetwork | None = None
     size: tuple[int, int] = (0, 0)  # (height, width) of the frames of a network
     weights: WeightsChoice = "imagenet"
@@ -110,7 +111,7 @@ class Recipe:
             return self.network(classes, length=self.clip.length, size=self.size)
         assert self.classifier is not None
         only = {"first": self.feature_size // 2} if self.motion and self.stream == "change" else {}
-        return self.classifier(self.clip.length, self.feature_size, classes, **only)
+        return self.classifier(self.clip.length, self.feature_size, classes, **only, **self.classifier_options)
 
 
 RECIPES: Registry[Recipe] = Registry(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +95,7 @@ def train_recipe(
     keras.utils.set_random_seed(recipe.settings.seed)
     extractor = recipe.build_extractor()
     phases: dict[str, Fitted] = {}
-    if recipe.frames_first:
+    if recipe.frames_first and recipe.weights == "none":
         extractor = _train_on_frames(recipe, extractor, train, validation, labels, workplace, phases)
     if recipe.drawn_clips and train[0].images:
         train = draw_image_clips(train, per_class=recipe.drawn_clips, seed=recipe.settings.seed)
@@ -227,10 +228,11 @@ def standardise(model: Any, examples: ClipExamples) -> None:
     layer = next((layer for layer in model.layers if layer.name == "standardise"), None)
     if layer is None:
         return
-    before = import_keras().Model(model.input, layer.input)
+    # Behind a front that ran already the layer takes the model's input as it is.
+    before = import_keras().Model(model.input, layer.input) if len(model.inputs) == 2 else None
     count, total, squares = 0, np.zeros(layer.input.shape[-1]), np.zeros(layer.input.shape[-1])
     for batch in replace(examples, training=False).epoch(0):
-        rows = np.asarray(before(batch.inputs, training=False), np.float64)
+        rows = np.asarray(before(batch.inputs, training=False) if before else batch.inputs, np.float64)
         if rows.ndim == 3:
             rows = rows[batch.inputs["mask"]]
         count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
@@ -251,20 +253,25 @@ def _front(classifier: Any) -> Any:
 
 def _summarised(videos: Sequence[VideoFeatures], front: Any, clip: ClipSpec) -> list[VideoFeatures]:
     """What the front of a classifier gives for every clip of each video, as if it were the feature of a frame."""
-    feeds = feeds_of(front)
-    size = int(front.output_shape[-1])
-    summarised = []
-    for video in videos:
-        clips = video.clips(clip)
-        rows = np.zeros((0, size), np.float32)
-        if clips:
-            features = np.stack([part.features for part in clips])
-            rows = front(feeds(features, np.array([part.length for part in clips])), training=False).numpy()
-        count = len(rows)
-        summarised.append(
-            VideoFeatures(rows, np.arange(float(count)), np.ones(count, np.int32), np.zeros(count, np.bool_))
-        )
-    return summarised
+    session = classifier_session(front, clip)
+    rows: list[list[Floats]] = [[] for _ in videos]
+    clips = ((index, part) for index, video in enumerate(videos) for part in video.clips(clip))
+    while batch := list(islice(clips, _FRONT_BATCH)):
+        feeds: dict[str, Any] = {"length": np.array([part.length for _, part in batch], np.int32)}
+        feeds[session.inputs[0].name] = np.stack([part.features for _, part in batch])
+        for (index, _), row in zip(batch, session.run(feeds)[session.outputs[0].name], strict=True):
+            rows[index].append(row)
+    return [_as_video(found, session.outputs[0].shape[-1] or 0) for found in rows]
+
+
+_FRONT_BATCH = 32
+
+
+def _as_video(rows: Sequence[Floats], size: int) -> VideoFeatures:
+    """Rows, one a second, in the place of a video's features."""
+    count = len(rows)
+    stacked = np.stack(rows) if rows else np.zeros((0, size), np.float32)
+    return VideoFeatures(stacked, np.arange(float(count)), np.ones(count, np.int32), np.zeros(count, np.bool_))
 
 
 # -- the extractor -----------------------------------------------------------------------------------------------------

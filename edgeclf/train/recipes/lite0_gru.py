@@ -15,11 +15,13 @@ RECIPE = Recipe(
     crop="none",
     clip=ClipSpec.by_rate(length=40, rate=5.0),
     classifier=change_gru_classifier,
+    refit=True,
     settings=FitSettings(
         epochs=20,
         batch=64,
         learning_rate=1e-3,
         patience=0,
+        keep="last",
         schedule="cosine",
         weight_decay=0.3,
         label_smoothing=0.1,

@@ -16,11 +16,13 @@ RECIPE = Recipe(
     crop="none",
     clip=ClipSpec.by_rate(length=40, rate=5.0),
     classifier=statistics_classifier,
+    refit=True,
     settings=FitSettings(
         epochs=30,
         batch=64,
         learning_rate=1e-3,
         patience=0,
+        keep="last",
         schedule="cosine",
         weight_decay=1.0,
         label_smoothing=0.1,
