@@ -63,7 +63,8 @@ def _sources(sources: Sequence[str], run: Run) -> dict[str, Any]:
 
 
 def _extractor_hash(bundle: ModelBundle) -> str:
-    return sha256_of(bundle.graph(bundle.extractor))
+    """Of the graph that does the work: the classifier's where it takes frames."""
+    return sha256_of(bundle.graph(bundle.extractor if bundle.extractor.has_graph else bundle.classifier))
 
 
 def _loop_record(loop: Loop, runs: Sequence[Run], difference: float) -> dict[str, Any]:

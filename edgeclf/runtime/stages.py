@@ -91,6 +91,8 @@ def decode(
                     skipped += 1
                 if sampler.done:
                     break
+        if clip.sampling == "uniform" and not processed:
+            raise VideoError(f"{source_id.name} gave no frame when it was read again", hint="give its path or URL")
     except EdgeclfError as failure:
         error = failure
     dropped = dict(source.dropped) if source else {}

@@ -7,13 +7,11 @@ the layer `scores`, float32 (N, classes), whose rows sum to 1.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgeclf.model_directory import import_keras
-
-TimePooling = Literal["mean", "mean_max"]
 
 
 def gru_classifier(
@@ -143,38 +141,6 @@ def vote_classifier(feature_size: int, classes: int) -> Any:
     return keras.Model(features, _scores(x, classes), name="vote_classifier")
 
 
-def pooled_classifier(
-    length: int,
-    feature_size: int,
-    classes: int,
-    *,
-    mask: bool = True,
-    pooling: TimePooling = "mean",
-    hidden: int = 0,
-    dropout: float = 0.5,
-    feature_dropout: float = 0.0,
-) -> Any:
-    """The mean over a clip's frames, with `mean_max` beside it the maximum, then dense layers; order plays no part.
-
-    `hidden` units with ReLU stand before the scores where there are any. In training, `dropout` is the share of what
-    goes into the scores that is left out, `feature_dropout` that of the features, the same ones in all frames.
-    Source: the "late" pooling of features over time in Ng et al. 2015 (arXiv 1503.08909), with few weights since it
-    is meant for small data sets.
-    """
-    keras = import_keras()
-    layers = keras.layers
-    features, inputs = _inputs(length, feature_size, mask=mask)
-    valid = inputs["mask"] if isinstance(inputs, dict) else None
-    x = layers.SpatialDropout1D(feature_dropout, name="feature_dropout")(features) if feature_dropout else features
-    pooled = layers.GlobalAveragePooling1D(name="mean")(x, **({} if valid is None else {"mask": valid}))
-    if pooling == "mean_max":
-        pooled = layers.Concatenate(name="pooled")([pooled, _maximum(x, valid)])
-    if hidden:
-        pooled = layers.Dense(hidden, activation="relu", name="hidden")(pooled)
-    pooled = layers.Dropout(dropout, name="dropout")(pooled)
-    return keras.Model(inputs, _scores(pooled, classes), name="pooled_classifier")
-
-
 def statistics_classifier(
     length: int,
     feature_size: int,
@@ -182,7 +148,7 @@ def statistics_classifier(
     *,
     first: int = 0,
     halves: bool = True,
-    hidden: int = 512,
+    hidden: int = 128,
     dropout: float = 0.5,
     statistics_dropout: float = 0.7,
 ) -> Any:
@@ -240,20 +206,6 @@ def _mean(x: Any, valid: Any) -> Any:
     """(N, F), the mean over the frames that there are; 0 where there is none, of which Keras' layer makes a NaN."""
     ops = import_keras().ops
     return ops.divide(ops.sum(ops.multiply(x, valid), axis=1), ops.maximum(ops.sum(valid, axis=1), 1.0))
-
-
-def _maximum(x: Any, valid: Any) -> Any:
-    """(N, F), the maximum over the frames that there are."""
-    layers = import_keras().layers
-    if valid is not None:
-        # Keras' maximum takes no mask: 0 is added to a frame, and to what stands behind a clip's end a number so low
-        # that it never is the maximum.
-        penalty = layers.Rescaling(_NEVER, offset=-_NEVER, name="penalty")(valid)
-        x = layers.Add(name="frames_only")([x, layers.Reshape((x.shape[1], 1), name="penalties")(penalty)])
-    return layers.GlobalMaxPooling1D(name="maximum")(x)
-
-
-_NEVER = 1e30
 
 
 def _inputs(length: int, feature_size: int, *, mask: bool) -> tuple[Any, Any]:

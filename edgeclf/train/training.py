@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.model_directory import classifier_session, extractor_session, import_keras
-from edgeclf.runtime.model import FramesAsFeatures
+from edgeclf.runtime.model import Floats, FramesAsFeatures
 from edgeclf.runtime.records import aggregate_scores
 from edgeclf.specs import ClipSpec
 from edgeclf.train.augment import Augmentation

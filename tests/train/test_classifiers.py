@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from edgeclf.train.classifiers import (
     gru_classifier,
     lstm_classifier,
-    pooled_classifier,
     published_gru,
     published_lstm,
     vote_classifier,
@@ -57,14 +56,10 @@ MASKED: dict[str, Make] = {
     "gru": lambda: gru_classifier(LENGTH, FEATURES, CLASSES, feature_dropout=0.5),
     "published_gru": lambda: published_gru(LENGTH, FEATURES, CLASSES),
     "lstm": lambda: lstm_classifier(LENGTH, FEATURES, CLASSES, mask=True, dropout=0.3),
-    "mean": lambda: pooled_classifier(LENGTH, FEATURES, CLASSES),
-    "mean_max": lambda: pooled_classifier(LENGTH, FEATURES, CLASSES, pooling="mean_max", hidden=7, feature_dropout=0.5),
 }
 UNMASKED: dict[str, Make] = {
     "published_lstm": lambda: published_lstm(LENGTH, FEATURES, CLASSES),
     "lstm": lambda: lstm_classifier(LENGTH, FEATURES, CLASSES, mask=False, units=64),
-    "mean": lambda: pooled_classifier(LENGTH, FEATURES, CLASSES, mask=False),
-    "mean_max": lambda: pooled_classifier(LENGTH, FEATURES, CLASSES, mask=False, pooling="mean_max"),
 }
 # TensorFlow's own tensors do not know the `copy` keyword that NumPy 2 passes to __array__.
 saves = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -193,14 +188,12 @@ def test_what_stands_behind_a_clip_plays_no_part(masked: Any, length: int) -> No
     np.testing.assert_array_equal(masked.predict_on_batch({"features": dirty, "mask": valid}), expected)
 
 
-@pytest.mark.parametrize("name", ["published_gru", "lstm", "mean", "mean_max"])
+@pytest.mark.parametrize("name", ["published_gru", "lstm"])
 @pytest.mark.parametrize("length", range(1, LENGTH + 1))
 def test_short_clip_scores_as_in_a_model_of_its_length(name: str, length: int) -> None:
     make: dict[str, Callable[[int], Any]] = {
         "published_gru": lambda n: published_gru(n, FEATURES, CLASSES),
         "lstm": lambda n: lstm_classifier(n, FEATURES, CLASSES, mask=True),
-        "mean": lambda n: pooled_classifier(n, FEATURES, CLASSES),
-        "mean_max": lambda n: pooled_classifier(n, FEATURES, CLASSES, pooling="mean_max"),
     }
     long, short = _with_random_biases(make[name](LENGTH)), make[name](length)
     short.set_weights(long.get_weights())
@@ -209,31 +202,10 @@ def test_short_clip_scores_as_in_a_model_of_its_length(name: str, length: int) -
     np.testing.assert_allclose(found, short.predict_on_batch(whole), rtol=1e-5, atol=1e-6)
 
 
-def test_pooled_values_are_mean_and_maximum_of_the_frames(keras: Any) -> None:
-    model = pooled_classifier(LENGTH, FEATURES, CLASSES, pooling="mean_max")
-    pooled = keras.Model(model.input, model.get_layer("pooled").output)
-    clips = features() - 5  # so that a zero behind the end would be the maximum
-    lengths = (6, 3, 2, 1)
-    found = pooled.predict_on_batch({"features": clips, "mask": mask(*lengths)})
-    frames = [clip[:length] for clip, length in zip(clips, lengths, strict=True)]
-    expected = [np.concatenate([clip.mean(axis=0), clip.max(axis=0)]) for clip in frames]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_array_equal(found[:, FEATURES:], [clip.max(axis=0) for clip in frames])
-
-
-def test_order_plays_no_part_in_a_pooled_clip() -> None:
-    model = _with_random_biases(MASKED["mean_max"]())
-    full = {"mask": mask(6, 6, 6, 6)}
-    forward, backward = (
-        model.predict_on_batch({"features": clips, **full}) for clips in (features(), features()[:, ::-1])
-    )
-    np.testing.assert_allclose(forward, backward, rtol=1e-5)
-
-
 # -- training and saving ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["published_gru", "mean_max"])
+@pytest.mark.parametrize("name", ["published_gru"])
 def test_masked_model_can_be_fitted(name: str) -> None:
     model = MASKED[name]()
     model.compile("adam", "sparse_categorical_crossentropy")
