@@ -33,7 +33,11 @@ class ImageSource:
         self._closed = False
 
     def frames(self) -> Iterator[Frame]:
-        """All pictures in their order; each is decoded when it is its turn, so that a bad one is no frame."""
+        """All pictures in their order; each is decoded when it is its turn, so that a bad one is no frame.
+
+        Unlike a video they may be asked for again, also after `close`.
+        """
+        self._closed, self.dropped = False, {}
         self.decoder = f"OpenCV {_import_cv2().__version__}"
         bad: list[Path] = []
         first: int | None = None

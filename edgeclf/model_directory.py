@@ -258,7 +258,7 @@ def _caller(model: Any, inputs: tuple[TensorSpec, ...]) -> Callable[..., Any]:
 
     def with_length(features: Any, length: Any) -> Any:
         mask = tf.sequence_mask(length, inputs[0].shape[1])
-        return model({"features": features, "mask": mask}, training=False)
+        return model({inputs[0].name: features, "mask": mask}, training=False)
 
     def plain(tensor: Any) -> Any:
         return model(tensor, training=False)

@@ -11,6 +11,8 @@ import pytest
 
 from edgeclf.bundle import MANIFEST_NAME, Manifest, open_bundle
 from edgeclf.errors import BundleError
+from edgeclf.specs import ClipSpec
+from tests.support.colors import CLIP, write_bundle
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -34,6 +36,30 @@ def test_bundle_opens_by_path_and_by_path_and_classifier(colors: Path) -> None:
 def test_manifest_survives_its_file(colors: Path) -> None:
     manifest = open_bundle(colors).manifest
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+
+
+def test_thresholds_survive_their_file(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "strict.edgeclf", thresholds={"blue": 0.25, "red": 1.0}))
+    assert bundle.classifier.thresholds == {"blue": 0.25, "red": 1.0}
+    assert Manifest.from_dict(json.loads(json.dumps(bundle.manifest.to_dict()))) == bundle.manifest
+
+
+def test_manifest_written_before_there_were_thresholds_and_stacks_has_none(copy: Path) -> None:
+    def strip(manifest: dict[str, Any]) -> None:
+        del manifest["classifiers"][0]["thresholds"]
+        for key in ("stack", "stack_seconds"):
+            del manifest["extractor"]["preprocess"][key]
+
+    edit(copy, strip)
+    bundle = open_bundle(copy)
+    assert bundle.classifier.thresholds == {}
+    assert bundle.extractor.preprocess.stack == 1
+
+
+@pytest.mark.parametrize("sampling", ["first", "uniform"])
+def test_sampling_of_files_survives_the_manifest(tmp_path: Path, sampling: str) -> None:
+    clip = ClipSpec.from_dict(CLIP.to_dict() | {"sampling": sampling})
+    assert open_bundle(write_bundle(tmp_path / "counted.edgeclf", clip)).classifier.clip == clip
 
 
 def test_missing_bundle_names_what_there_is() -> None:
@@ -82,6 +108,16 @@ BROKEN: list[tuple[Edit, str]] = [
     (lambda m: m.update(files=[]), "is not valid"),
     (lambda m: m["classifiers"][0].update(labels="xyz"), "must be a list of names"),
     (lambda m: m.update(classifiers="x"), "is not valid"),
+    (lambda m: m["classifiers"][0].update(thresholds={"pink": 0.5}), "'pink', which is no label"),
+    (lambda m: m["classifiers"][0].update(thresholds={"red": 2}), "threshold of 'red' is 2"),
+    (lambda m: m["classifiers"][0].update(thresholds={"red": "high"}), "threshold of 'red' is 'high'"),
+    (lambda m: m["classifiers"][0].update(thresholds=0.5), "is not valid"),
+    (
+        lambda m: m["extractor"]["preprocess"].update(stack=2, stack_seconds=0.1),
+        "its preprocessing gives .*N,2,16,16,3",
+    ),
+    (lambda m: m["extractor"]["preprocess"].update(stack=2), "stack_seconds"),
+    (lambda m: m["classifiers"][0]["clip"].update(sampling="last"), "sampling is 'last'"),
 ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,12 @@ from edgeclf.model_directory import (
     open_keras_model,
     read_description,
     read_parity,
+    write_description,
+    write_model,
 )
+from edgeclf.runtime.pipeline import Classifier, LoopOptions
+from edgeclf.specs import ClipSpec, PreprocessSpec
+from tests.support.counting import NumberedSource
 from tests.support.keras_models import (
     CLIP,
     FEATURES,
@@ -88,6 +95,10 @@ def test_description_that_is_no_description_is_refused(tmp_path: Path, content: 
         ({"clip": {**CLIP.to_dict(), "length": 0}}, "length 0"),
         ({"preprocess": {**PREPROCESS.to_dict(), "crop": "round"}}, "crop is 'round'"),
         ({"preprocess": {**PREPROCESS.to_dict(), "code": "import os"}}, "unknown keys"),
+        ({"thresholds": {"five": 0.5}}, "'five', which is no label"),
+        ({"thresholds": {"one": 7}}, "threshold of 'one' is 7"),
+        ({"thresholds": 0.5}, "is not valid"),
+        ({"thresholds": None}, "is not valid"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -105,6 +116,26 @@ def test_missing_key_is_named(model_dir: Path, key: str) -> None:
     (model_dir / "model.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match=key):
         read_description(model_dir)
+
+
+def test_description_written_before_there_were_thresholds_and_networks_of_frames_is_read(model_dir: Path) -> None:
+    content = json.loads((model_dir / "model.json").read_text(encoding="utf-8"))
+    for key in ("thresholds", "has_extractor"):
+        del content[key]
+    for key in ("stack", "stack_seconds"):
+        del content["preprocess"][key]
+    (model_dir / "model.json").write_text(json.dumps(content), encoding="utf-8")
+    assert read_description(model_dir) == description()
+
+
+def test_thresholds_reach_the_model_in_the_order_of_its_labels(model_dir: Path) -> None:
+    write_description(model_dir, replace(description(), thresholds={"three": 0.75, "one": 0.5}))
+    assert read_description(model_dir).thresholds == {"three": 0.75, "one": 0.5}
+    assert open_keras_model(model_dir).thresholds == (0.5, 0.0, 0.75, 0.0)
+
+
+def test_model_without_thresholds_finds_nothing_unknown(written: Path) -> None:
+    assert open_keras_model(written).thresholds == ()
 
 
 # -- parity.npz -------------------------------------------------------------------------------------------------------
@@ -281,3 +312,98 @@ def test_closed_session_says_so(written: Path) -> None:
     session.close()
     with pytest.raises(RuntimeError, match="closed"):
         session.run({"frames": clips()[0]})
+
+
+# -- networks that take frames, and stacked pictures ------------------------------------------------------------------
+
+
+COUNTED = ClipSpec(4, 25.0, 0.1, 1.0, sampling="first", padding="repeat_last")
+SMALL = PreprocessSpec((6, 8), crop="none")
+STACKED = PreprocessSpec((6, 8), crop="none", stack=2, stack_seconds=0.08)
+
+
+def frames_network(length: int, *, mask: bool) -> Any:
+    """Scores that follow the mean of the frames."""
+    import keras
+
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    frames = keras.Input((length, *SMALL.input_shape), dtype="uint8", name="frames")
+    x = layers.Reshape((length, -1), name="flat")(layers.Rescaling(1 / 255, name="scale")(frames))
+    inputs: Any = frames
+    if mask:
+        valid = keras.Input((length,), dtype="bool", name="mask")
+        inputs = {"frames": frames, "mask": valid}
+        x = layers.GlobalAveragePooling1D(name="mean")(x, mask=valid)
+    else:
+        x = layers.GlobalAveragePooling1D(name="mean")(x)
+    return keras.Model(inputs, layers.Dense(len(LABELS), activation="softmax", name="scores")(x))
+
+
+def stacked_extractor() -> Any:
+    """The means of the two pictures."""
+    import keras
+
+    frames = keras.Input(STACKED.input_shape, dtype="uint8", name="frames")
+    x = keras.layers.Rescaling(1 / 255, name="scale")(frames)
+    return keras.Model(frames, keras.layers.Flatten(name="features")(x), name="stacked")
+
+
+def some_clips(preprocess: PreprocessSpec, lengths: tuple[int, ...] = (4, 2, 1)) -> list[Any]:
+    rng = np.random.default_rng(4)
+    return [rng.integers(0, 256, (length, *preprocess.input_shape), np.uint8) for length in lengths]
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["repeated", "masked"])
+def test_network_of_frames_comes_back_without_extractor(tmp_path: Path, mask: bool) -> None:
+    require("tensorflow", "keras")
+    clip = COUNTED if not mask else replace(COUNTED, padding="mask")
+    network = frames_network(clip.length, mask=mask)
+    said = replace(description(), preprocess=SMALL, clip=clip, has_extractor=False)
+    write_model(tmp_path / "net", said, None, network, some_clips(SMALL))
+    assert not (tmp_path / "net" / "extractor.keras").exists()
+    assert read_description(tmp_path / "net") == said
+    assert load_keras(tmp_path / "net")[0] is None
+
+    parity, model = read_parity(tmp_path / "net"), open_keras_model(tmp_path / "net")
+    np.testing.assert_array_equal(parity.features, parity.frames)
+    assert parity.frames.dtype == np.uint8
+    last = parity.frames[1, 1] if not mask else np.zeros_like(parity.frames[1, 1])
+    np.testing.assert_array_equal(parity.frames[1, 2:], [last, last])
+    np.testing.assert_allclose(model.classify(parity.frames, parity.lengths), parity.scores, rtol=1e-5, atol=1e-6)
+    with Classifier(model, LoopOptions(depth=0)) as classifier:
+        result = classifier.classify(NumberedSource([n / 25 for n in range(9)]))
+    assert len(result.clips) == 1
+
+
+def test_stacked_pictures_come_back(tmp_path: Path) -> None:
+    require("tensorflow", "keras")
+    from edgeclf.train.classifiers import gru_classifier
+
+    clip = ClipSpec.by_rate(4, 5.0)
+    extractor_of_stacks = stacked_extractor()
+    size = int(extractor_of_stacks.output_shape[-1])
+    said = replace(description(), preprocess=STACKED, clip=clip)
+    classifier = gru_classifier(clip.length, size, len(LABELS), units=3)
+    write_model(tmp_path / "net", said, extractor_of_stacks, classifier, some_clips(STACKED))
+    parity, model = read_parity(tmp_path / "net"), open_keras_model(tmp_path / "net")
+    assert model.preprocess == STACKED
+    assert parity.frames.shape == (3, 4, 2, 6, 8, 3)
+    assert [str(spec) for spec in model.extractor.inputs] == ["frames uint8[N,2,6,8,3]"]
+    np.testing.assert_allclose(model.extract(parity.frames[0]), parity.features[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.classify(parity.features, parity.lengths), parity.scores, rtol=1e-5, atol=1e-6)
+
+
+def removed(path: Path) -> None:
+    (path / "extractor.keras").unlink()
+
+
+def kept(path: Path) -> None:
+    """Nothing is done."""
+
+
+@pytest.mark.parametrize("change", [removed, kept])
+def test_description_alone_says_whether_there_is_an_extractor(model_dir: Path, change: Callable[[Path], None]) -> None:
+    change(model_dir)
+    write_description(model_dir, replace(description(), has_extractor=False))
+    assert load_keras(model_dir)[0] is None

@@ -92,7 +92,10 @@ def decode(
                 if sampler.done:
                     break
         if clip.sampling == "uniform" and not processed:
-            raise VideoError(f"{source_id.name} gave no frame when it was read again", hint="give its path or URL")
+            raise VideoError(
+                f"{source_id.name} gave no frame when it was read again",
+                hint="it holds no picture, or can be read only once: give its path",
+            )
     except EdgeclfError as failure:
         error = failure
     dropped = dict(source.dropped) if source else {}

@@ -113,7 +113,7 @@ def _options() -> list[click.Parameter]:
         option("--epochs", type=click.IntRange(1), help="At the most."),
         option("--batch", type=click.IntRange(1), help="Clips in one step."),
         option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate."),
-        option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and all that is drawn."),
+        option("--seed", type=click.IntRange(0), help="Of splits and all that is drawn; 0 if not given."),
         option("--class-weights/--no-class-weights", default=None, help="Every class weighs the same."),
         option("--views", type=click.IntRange(1), help="How often features are made, augmented from the second on."),
         option("--config", type=_FILE, metavar="FILE.toml", help="More settings; options given here go before it."),
@@ -154,7 +154,7 @@ def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
     )
     about = _read_about(options["about"])
     workplace = _workplace(options)
-    split = with_validation(dataset, seed=options["seed"], by="clip" if options["random_split"] else "group")
+    split = with_validation(dataset, seed=recipe.settings.seed, by="clip" if options["random_split"] else "group")
     measured: dict[str, Any] = {}
     if options["folds"]:
         clips = [clip for clip in dataset.clips if options["over_all"] or clip.split != "test"]
@@ -173,7 +173,7 @@ def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
 
 def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
     """The recipe with what the TOML file and the options change of it."""
-    from edgeclf.train.overrides import merged, read_config, with_overrides
+    from edgeclf.train.overrides import merged, read_config, with_one_seed, with_overrides
     from edgeclf.train.recipe import RECIPES
 
     recipe = RECIPES.load(name)
@@ -192,12 +192,7 @@ def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
             "seed": options["seed"],
         },
     }
-    overrides = merged(config, given)
-    for phase in ("frames_first", "fine_tuning"):  # one seed for all that is drawn
-        if getattr(recipe, phase):
-            table = overrides.setdefault(phase, {})
-            (table.setdefault("settings", {}) if phase == "fine_tuning" else table)["seed"] = options["seed"]
-    return with_overrides(recipe, overrides)
+    return with_one_seed(with_overrides(recipe, merged(config, given)))
 
 
 def _workplace(options: Mapping[str, Any]) -> Workplace:

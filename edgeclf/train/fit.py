@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.errors import DataError
-from edgeclf.model_directory import import_keras
+from edgeclf.model_directory import ARCHIVE_ERRORS, import_keras
 from edgeclf.runtime.model import Floats
 from edgeclf.runtime.prefetch import prefetch
+from edgeclf.specs import require
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,15 @@ class FitSettings:
     mixup: float = 0.0  # both parameters of the beta distribution that clips are blended by; 0: they are not
     class_weights: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0 and self.batch >= 1 and self.patience >= 0, f"{self} has a negative count")
+        require(self.learning_rate > 0 and self.weight_decay >= 0 and self.mixup >= 0, f"{self} has a negative value")
+        require(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, must be 0 to 1")
+        require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}: {', '.join(get_args(Schedule))}")
+        require(self.keep in get_args(Keep), f"keep is {self.keep!r}, must be one of {', '.join(get_args(Keep))}")
+        ends = self.keep == "best" or (self.patience == 0 and self.schedule != "plateau")
+        require(ends, "to keep the last epoch goes with patience 0 and without the schedule 'plateau'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +117,13 @@ def fit(
 ) -> Fitted:
     """Fit a Keras classifier; it ends with the weights of its lowest validation loss, or as `settings.keep` says.
 
-    folder: where checkpoints and `log.csv` are kept. If it holds a checkpoint of the same model, settings and number
-    of steps, fitting goes on behind it, and ends with the weights that it would have had uninterrupted. progress:
-    called after each epoch with its row of the log. last_epoch: end behind this one,
-    with its weights. Raises DataError where the loss is no number.
+    folder: where checkpoints and `log.csv` are kept. If it holds a checkpoint of the same model, settings and examples,
+    fitting goes on behind it, and ends with the weights that it would have had uninterrupted. progress: called after
+    each epoch with its row of the log. last_epoch: end behind this one, with its weights. Raises DataError where a
+    loss is no number.
     """
+    checkpoints = _Checkpoints(folder, _fingerprint(model, (train, validation), settings)) if folder else None
     _compile(model, settings)
-    checkpoints = _Checkpoints(folder, _fingerprint(model, train, settings)) if folder else None
     state, best = _Progress(learning_rate=settings.learning_rate), model.get_weights()
     if checkpoints and (kept := checkpoints.load(model)):
         state, best = kept
@@ -142,8 +152,13 @@ def write_log(file: Path, history: Sequence[Row]) -> None:
 
 def _compile(model: Any, settings: FitSettings) -> None:
     keras = import_keras()
+    optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+    if any(layer.dtype_policy.name == "mixed_float16" for layer in model.layers):
+        # Keras looks at the model's own policy, which is another one where it was put together elsewhere.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
+        optimizer,
+        auto_scale_loss=False,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
         weighted_metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=False,
@@ -164,10 +179,11 @@ def _run_epoch(model: Any, train: Batches, validation: Batches, settings: FitSet
                 rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
             model.optimizer.learning_rate.assign(rate)
             figures = model.train_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True)
-    if not np.isfinite(figures["loss"]):
-        raise DataError(f"the loss is {figures['loss']} in epoch {number + 1}", hint="take a smaller --lr")
     row = {"epoch": float(number + 1), "loss": float(figures["loss"]), "accuracy": float(figures["accuracy"])}
     row |= {f"val_{name}": value for name, value in measure(model, validation).items()}
+    for name in ("loss", "val_loss"):
+        if not np.isfinite(row[name]):
+            raise DataError(f"{name} is {row[name]} in epoch {number + 1}", hint="take a smaller --lr")
     return row | {"learning_rate": float(rate), "seconds": round(time.monotonic() - start, 3)}
 
 
@@ -209,11 +225,21 @@ def _follow_plateau(state: _Progress, settings: FitSettings) -> None:
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(model: Any, train: Batches, settings: FitSettings) -> str:
-    """What a checkpoint must have in common with a run that takes it up: layers, first weights, settings, steps."""
-    digest = hashlib.sha256(json.dumps([model.to_json(), asdict(settings), train.steps]).encode())
+def _fingerprint(model: Any, examples: Sequence[Batches], settings: FitSettings) -> str:
+    """What a checkpoint must have in common with a run that takes it up: layers, first weights, settings, examples.
+
+    Of the examples their number and the first batches tell enough. The model must not be compiled: what Keras writes of
+    a compiled one has names that it counts up.
+    """
+    steps = [batches.steps for batches in examples]
+    digest = hashlib.sha256(json.dumps([model.to_json(), asdict(settings), steps]).encode())
     for weight in model.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
+    for batches in examples:
+        first = next(iter(batches.epoch(0)))
+        inputs = first.inputs.values() if isinstance(first.inputs, Mapping) else [first.inputs]
+        for array in (*inputs, first.truth, first.weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -239,8 +265,10 @@ class _Checkpoints:
         optimizer = [variable.numpy() for variable in _optimizer_variables(model.optimizer)]
         _write_arrays(unfinished / "optimizer.npz", dict(_numbered(optimizer)))
         (unfinished / "state.json").write_text(json.dumps({"fingerprint": self._fingerprint, **asdict(state)}))
-        older = self._folders()
-        unfinished.rename(self._folder / f"epoch-{len(state.history):04}")
+        target = self._folder / f"epoch-{len(state.history):04}"
+        older = [path for path in self._folders() if path != target]
+        shutil.rmtree(target, ignore_errors=True)  # of other settings
+        unfinished.rename(target)
         for path in older:
             shutil.rmtree(path)
         self._saved_at = time.monotonic()
@@ -248,15 +276,20 @@ class _Checkpoints:
     def load(self, model: Any) -> tuple[_Progress, list[NDArray[Any]]] | None:
         """What the last checkpoint holds, with the model and its optimizer set to it; None where none fits."""
         for path in reversed(self._folders()):
-            state = json.loads((path / "state.json").read_text())
-            if state.pop("fingerprint") != self._fingerprint:
-                log.warning("%s is of another data set, recipe or setting, and is not taken up", path)
+            try:
+                state = json.loads((path / "state.json").read_text())
+                if state.pop("fingerprint") != self._fingerprint:
+                    log.warning("%s is of other data, another recipe or setting, and is not taken up", path)
+                    continue
+                progress = _Progress(**state)
+                weights, best, kept = (_read_arrays(path / f"{name}.npz") for name in ("weights", "best", "optimizer"))
+            except ARCHIVE_ERRORS as error:
+                log.warning("%s is damaged, and is not taken up: %r", path, error)
                 continue
-            model.set_weights(_read_arrays(path / "weights.npz"))
-            kept = _read_arrays(path / "optimizer.npz")
+            model.set_weights(weights)
             for variable, value in zip(_optimizer_variables(model.optimizer), kept, strict=True):
                 variable.assign(value)
-            return _Progress(**state), _read_arrays(path / "best.npz")
+            return progress, best
         return None
 
     def _folders(self) -> list[Path]:
@@ -280,5 +313,5 @@ def _write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(file: Path) -> list[NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
         return [arrays[name] for name in sorted(arrays.files)]

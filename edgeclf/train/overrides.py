@@ -36,10 +36,24 @@ def merged(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     }
     for key, value in options.items():
         if isinstance(value, Mapping):
-            result[key] = merged(result.get(key, {}), value)
+            table = result.get(key, {})
+            if not isinstance(table, Mapping):
+                raise DataError(f"{key} must be a table, not {table!r}", hint="see docs/training.md")
+            result[key] = merged(table, value)
         elif value is not None:
             result[key] = value
     return {key: value for key, value in result.items() if value != {}}
+
+
+def with_one_seed(recipe: Recipe) -> Recipe:
+    """The recipe with the seed of its settings in all phases of training."""
+    seed = recipe.settings.seed
+    frames, tuning = recipe.frames_first, recipe.fine_tuning
+    return replace(
+        recipe,
+        frames_first=frames and replace(frames, seed=seed),
+        fine_tuning=tuning and replace(tuning, settings=replace(tuning.settings, seed=seed)),
+    )
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -86,12 +100,12 @@ def _checked_options(recipe: Recipe, values: Any) -> Mapping[str, Any]:
 def _clip(recipe: Recipe, values: Any) -> ClipSpec:
     """The clips with another length or rate; hop and gaps follow them unless they are given."""
     part = recipe.clip
-    allowed = {"length", "rate", "hop_seconds", "stale_seconds", "padding"}
+    allowed = {"length", "rate", "hop_seconds", "stale_seconds"}
     _refuse_unknown("clip", values, allowed)
     try:
         plain = ClipSpec.by_rate(values.get("length", part.length), values.get("rate", part.rate))
         rest = {key: values[key] for key in ("hop_seconds", "stale_seconds") if key in values}
-        return replace(plain, sampling=part.sampling, padding=values.get("padding", part.padding), **rest)
+        return replace(plain, sampling=part.sampling, padding=part.padding, **rest)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(f"clip: {error}", hint="see docs/training.md") from error
 

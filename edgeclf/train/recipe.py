@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from edgeclf.errors import DataError
 from edgeclf.registry import Registry
-from edgeclf.specs import Aggregate, ClipSpec, Crop, PreprocessSpec
+from edgeclf.specs import Aggregate, ClipSpec, Crop, PreprocessSpec, require
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, Weights
 from edgeclf.train.fit import FitSettings
@@ -34,6 +34,13 @@ class FineTuning:
 
     last: int  # layers with weights
     settings: FitSettings
+
+    def __post_init__(self) -> None:
+        require(_is_count(self.last), f"last is {self.last!r}, must be a number of layers")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.classifier is None) == (self.network is None):
             raise ValueError(f"{self.name} must have a classifier of features or a network, not both")
+        for key, choices in (("weights", WeightsChoice), ("stream", Stream), ("crop", Crop)):
+            value = getattr(self, key)
+            require(value in get_args(choices), f"{key} is {value!r}, must be one of {', '.join(get_args(choices))}")
+        if self.extractor and self.extractor not in EXTRACTORS:
+            raise ValueError(f"there is no extractor {self.extractor!r}, but {', '.join(EXTRACTORS)}")
+        require(_is_count(self.views), f"views is {self.views!r}, must be 1 or more")
+        require(self.top is None or _is_count(self.top), f"top is {self.top!r}, must be a number of classes")
+        require(_is_count(self.drawn_clips + 1), f"drawn_clips is {self.drawn_clips!r}, must be 0 or more")
+        require(self.aggregate != "vote" or self.clip.length == 1, "single frames vote: length must be 1")
+        require(not (self.refit and self.fine_tuning), "a classifier that is fine-tuned cannot be refitted")
+        require(not self.motion or 0 < self.stack_seconds <= 1, "stack_seconds must be above 0, 1 at the most")
 
     @property
     def preprocess(self) -> PreprocessSpec:

@@ -97,8 +97,10 @@ def train_recipe(
     phases: dict[str, Fitted] = {}
     if recipe.frames_first and recipe.weights == "none":
         extractor = _train_on_frames(recipe, extractor, train, validation, labels, workplace, phases)
-    if recipe.drawn_clips and train[0].images:
-        train = draw_image_clips(train, per_class=recipe.drawn_clips, seed=recipe.settings.seed)
+    if recipe.drawn_clips and all(clip.images for clip in train):
+        train = draw_image_clips(
+            train, per_class=recipe.drawn_clips, length=recipe.clip.length, seed=recipe.settings.seed
+        )
     extraction = extraction_of(recipe, extractor)
     views = [
         _features(train, extraction, workplace, view=View(number, recipe.augmentation))
@@ -218,8 +220,15 @@ def _fit_classifier(
     phases[phase] = _fit(trained, train, validation, recipe.settings, workplace, phase, last_epoch)
     if workplace.precision == "float32":
         return classifier
-    plain = recipe.build_classifier(len(data.labels))
-    plain.set_weights(classifier.get_weights())
+    return _with_weights_of(classifier, recipe.build_classifier(len(data.labels)))
+
+
+def _with_weights_of(model: Any, plain: Any) -> Any:
+    """The model `plain` with the weights of another one that computes in another precision."""
+    plain.set_weights(model.get_weights())
+    for layer in plain.layers:
+        if hasattr(layer, "finalize_state"):  # mean and spread are used from elsewhere than where they are kept
+            layer.finalize_state()
     return plain
 
 
@@ -258,7 +267,7 @@ def _summarised(videos: Sequence[VideoFeatures], front: Any, clip: ClipSpec) -> 
     clips = ((index, part) for index, video in enumerate(videos) for part in video.clips(clip))
     while batch := list(islice(clips, _FRONT_BATCH)):
         feeds: dict[str, Any] = {"length": np.array([part.length for _, part in batch], np.int32)}
-        feeds[session.inputs[0].name] = np.stack([part.features for _, part in batch])
+        feeds[session.inputs[0].name] = np.stack([part.features for _, part in batch]).astype(np.float32)
         for (index, _), row in zip(batch, session.run(feeds)[session.outputs[0].name], strict=True):
             rows[index].append(row)
     return [_as_video(found, session.outputs[0].shape[-1] or 0) for found in rows]

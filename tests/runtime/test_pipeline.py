@@ -4,14 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 import edgeclf
 from edgeclf.errors import BundleError, SessionError, VideoError
-from edgeclf.runtime.model import Model
+from edgeclf.image_source import ImageSource
+from edgeclf.runtime.model import Model, thresholds_of
 from edgeclf.runtime.pipeline import Classifier, LoopMeters, LoopOptions, Source, open_classifier, run_loop
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
+from edgeclf.specs import ClipSpec, PreprocessSpec
+from tests.support.colors import CLIP, LABELS, write_bundle
+from tests.support.counting import NumberedSource
+from tests.support.sessions import keeping_model
 from tests.support.videos import BLUE, GREEN, RED, ListSource, plain, write_video
 
 OPTIONS = [
@@ -256,3 +262,166 @@ def test_score_that_is_no_number_is_an_error(colors: Path, videos: list[Path]) -
         broken = replace(classifier.model, extractor=Broken(classifier.model, 0))
         with pytest.raises(SessionError, match="a score that is no number"):
             list(run_loop(videos, broken, classifier.options))
+
+
+# -- thresholds of labels ---------------------------------------------------------------------------------------------
+
+
+GREY = (120, 120, 120)
+
+
+def still(color: tuple[int, int, int], name: str = "still") -> ListSource:
+    return ListSource(name, plain(color, 2, fps=10), [n / 10 for n in range(20)])
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of colours, which finds no clip red enough."""
+    return write_bundle(tmp_path_factory.mktemp("strict") / "strict.edgeclf", thresholds={"red": 1.0, "blue": 0.5})
+
+
+def test_label_below_its_own_threshold_is_unknown_and_no_other(strict: Path) -> None:
+    with open_classifier(strict, device="cpu") as classifier:
+        red, blue, green = (classifier.classify(still(color)) for color in (RED, BLUE, GREEN))
+    assert (red.label, red.top_label) == ("unknown", "red")
+    assert {clip.label for clip in red.clips} == {"unknown"}
+    assert {clip.top_label for clip in red.clips} == {"red"}
+    assert (blue.label, green.label) == ("blue", "green")
+    assert red.to_dict()["label"] == "unknown"
+
+
+def test_stream_knows_the_thresholds_of_the_bundle(strict: Path) -> None:
+    with open_classifier(strict, device="cpu") as classifier:
+        labels = [record.label for record in classifier.stream(still(RED))]
+    assert labels == ["unknown"] * (len(labels) - 1) + [None]
+
+
+@pytest.mark.parametrize(("threshold", "label"), [(0.0, "red"), (0.3, "red"), (1.0, "unknown")])
+def test_threshold_that_is_given_counts_instead_of_those_of_the_bundle(
+    strict: Path, threshold: float, label: str
+) -> None:
+    with open_classifier(strict, device="cpu", threshold=threshold) as classifier:
+        assert classifier.classify(still(RED)).label == label
+        assert next(iter(classifier.stream(still(RED)))).label == label
+
+
+def test_bundle_without_thresholds_finds_nothing_unknown(colors: Path) -> None:
+    with open_classifier(colors, device="cpu") as classifier:
+        assert classifier.model.thresholds == ()
+        assert classifier.classify(still(GREY)).label in LABELS
+
+
+def test_thresholds_stand_in_the_order_of_the_labels() -> None:
+    assert thresholds_of({"blue": 0.5, "red": 0.25}, LABELS) == (0.25, 0.0, 0.5)
+    assert thresholds_of({}, LABELS) == ()
+
+
+def test_score_that_reaches_the_threshold_is_known() -> None:
+    prediction = Prediction("a", ("x", "y"), (0.4, 0.6), (0.9, 0.6))
+    assert prediction.label == "y"
+    assert replace(prediction, thresholds=(0.0, 0.61)).label == "unknown"
+    assert replace(prediction, thresholds=()).label == "y"
+
+
+# -- clips of a file and clips of a stream ----------------------------------------------------------------------------
+
+PICTURE = PreprocessSpec((4, 4))
+
+
+def first(clip: ClipSpec = CLIP) -> ClipSpec:
+    return replace(clip, sampling="first")
+
+
+def test_file_is_classified_by_its_first_frames_and_a_stream_by_time(tmp_path: Path) -> None:
+    """Eight frames are red, then it is blue: a file that is told by its first eight frames is red."""
+    bundle = write_bundle(tmp_path / "first.edgeclf", first())
+    images = plain(RED, 0.8, fps=10) + plain(BLUE, 4.0, fps=10)
+    source = ListSource("both", images, [n / 10 for n in range(len(images))])
+    with open_classifier(bundle, device="cpu") as classifier:
+        result = classifier.classify(source)
+        clips = [record for record in classifier.stream(source) if isinstance(record, Prediction)]
+    (only,) = result.clips
+    assert (result.label, only.start_seconds) == ("red", 0.0)
+    assert only.end_seconds == pytest.approx(0.7)
+    assert len(clips) > 5
+    assert clips[-1].label == "blue"
+    assert clips[-1].end_seconds - clips[-1].start_seconds == pytest.approx(CLIP.seconds)
+
+
+@pytest.mark.parametrize("sampling", ["first", "uniform"])
+def test_stream_of_a_recipe_that_counts_frames_equals_that_of_one_that_does_not(sampling: str) -> None:
+    clip = ClipSpec.from_dict(CLIP.to_dict() | {"sampling": sampling})
+    runs = []
+    for spec in (clip, CLIP):
+        model, kept = keeping_model(PICTURE, spec)
+        runs.append((list(run_loop([NumberedSource([n / 25 for n in range(99)])], model, LoopOptions(depth=0))), kept))
+    (records, kept), (expected, expected_kept) = runs
+    assert records == expected
+    assert [clip.tolist() for clip, _ in kept.clips] == [clip.tolist() for clip, _ in expected_kept.clips]
+
+
+def test_classifying_a_file_reads_no_frame_behind_the_first_ones() -> None:
+    model, kept = keeping_model(PICTURE, first())
+    source = NumberedSource([n / 25 for n in range(99)])
+    with Classifier(model, LoopOptions(depth=0)) as classifier:
+        classifier.classify(source)
+    assert source.read == CLIP.length
+    ((clip, length),) = kept.clips
+    assert length == CLIP.length
+    assert (clip[:, 0] * 255).round().tolist() == list(range(CLIP.length))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Twelve picture files, each of one shade."""
+    paths = [tmp_path / f"{number:02}.png" for number in range(12)]
+    for number, path in enumerate(paths):
+        assert cv2.imwrite(str(path), np.full((8, 8, 3), 20 * number, np.uint8))
+    return paths
+
+
+@pytest.mark.parametrize("options", [LoopOptions(depth=0), LoopOptions()], ids=["one thread", "threads"])
+@pytest.mark.parametrize(
+    ("sampling", "expected"), [("first", [0, 1, 2, 3]), ("uniform", [0, 3, 6, 9]), ("rate", [0, 2, 4, 6])]
+)
+def test_pictures_make_a_clip_however_it_is_sampled(
+    pictures: list[Path], options: LoopOptions, sampling: str, expected: list[int]
+) -> None:
+    clip = ClipSpec.from_dict(ClipSpec.by_rate(4, 5.0).to_dict() | {"sampling": sampling})
+    model, kept = keeping_model(PICTURE, clip)
+    records = list(run_loop([ImageSource("pictures", pictures)], model, options, form="file"))
+    assert isinstance(records[-1], SourceEnd)
+    assert records[-1].error is None
+    assert kept.clips, "the clip has frames"
+    assert (kept.clips[0][0][:, 0] * 255 / 20).round().tolist() == expected
+
+
+# -- stacked pictures, and classifiers of frames ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [LoopOptions(), *OPTIONS], ids=str)
+@pytest.mark.parametrize("takes_frames", [False, True], ids=["features", "frames"])
+@pytest.mark.parametrize("form", ["file", "stream"])
+@pytest.mark.parametrize("sampling", ["rate", "first", "uniform"])
+def test_stacked_results_equal_those_of_one_thread(
+    videos: list[Path], options: LoopOptions, takes_frames: bool, form: Any, sampling: str
+) -> None:
+    preprocess = PreprocessSpec((8, 8), stack=2, stack_seconds=0.12)
+    clip = ClipSpec.from_dict(CLIP.to_dict() | {"sampling": sampling})
+    runs = []
+    for chosen in (options.sequential(), options):
+        model, kept = keeping_model(preprocess, clip, takes_frames=takes_frames)
+        records = by_source(list(run_loop(videos, model, chosen, form=form)))
+        runs.append((records, sorted(part.tobytes() for part, _ in kept.clips)))
+    assert runs[0] == runs[1]
+    assert len(runs[0][0]) == len(videos)
+
+
+def test_stacked_frames_reach_the_classifier_that_takes_frames() -> None:
+    model, kept = keeping_model(
+        PreprocessSpec((4, 4), stack=2, stack_seconds=0.12), ClipSpec.by_rate(4, 5.0), takes_frames=True
+    )
+    list(run_loop([NumberedSource([n / 25 for n in range(20)])], model, LoopOptions(depth=0)))
+    ((clip, _),) = kept.clips
+    assert (clip.shape, str(clip.dtype)) == ((4, 2, 4, 4, 3), "uint8")
+    assert clip[:, :, 0, 0, 0].tolist() == [[0, 0], [2, 5], [7, 10], [12, 15]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,16 @@ def classifier_onnx(clip: ClipSpec = CLIP) -> bytes:
     )
 
 
-def write_bundle(path: Path, clip: ClipSpec = CLIP) -> Path:
+def write_bundle(path: Path, clip: ClipSpec = CLIP, *, thresholds: Mapping[str, float] | None = None) -> Path:
     """The bundle in the new folder `path`."""
     path.mkdir(parents=True)
     (path / "extractor.onnx").write_bytes(extractor_onnx())
     (path / "classifier.onnx").write_bytes(classifier_onnx(clip))
-    write_manifest(path, manifest_of(path, clip))
+    write_manifest(path, manifest_of(path, clip, thresholds=thresholds))
     return path
 
 
-def manifest_of(path: Path, clip: ClipSpec = CLIP) -> Manifest:
+def manifest_of(path: Path, clip: ClipSpec = CLIP, *, thresholds: Mapping[str, float] | None = None) -> Manifest:
     return Manifest(
         name="colors",
         extractor=ExtractorEntry(
@@ -77,6 +78,7 @@ def manifest_of(path: Path, clip: ClipSpec = CLIP) -> Manifest:
                 ),
                 outputs=(TensorSpec("scores", "float32", (None, 3)),),
                 evaluation={},
+                thresholds=thresholds or {},
             ),
         ),
         files={name: sha256_of(path / name) for name in ("extractor.onnx", "classifier.onnx")},

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
-from edgeclf.train import lite0_gru, theatre_recipe
+from edgeclf.train import cross_validation, outcome, theatre_recipe
 from edgeclf.train.dataset import Dataset
-from edgeclf.train.fit import FitSettings
+from edgeclf.train.recipe import RECIPES, Recipe
 from edgeclf.train.theatre_recipe import TheatreSettings
+from edgeclf.train.training import Workplace
 from tests.support.labelled import COLORS, edgeclf, require_keras, write_color_clips, write_csv
 
 
@@ -36,7 +39,7 @@ def csv(clips: Path, tmp_path: Path) -> Path:
     return write_csv(tmp_path / "clips.csv", rows)
 
 
-class Recipe:
+class Training:
     """Stands in for training: keeps what it is called with."""
 
     def __init__(self) -> None:
@@ -47,35 +50,92 @@ class Recipe:
         self.called_with, self.options = arguments, options
         return SimpleNamespace(evaluation={"test": {"accuracy": 0.5, "confusion": [[1]], "clips": 4}})
 
+    @property
+    def recipe(self) -> Recipe:
+        return self.called_with[0]  # type: ignore[no-any-return]
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.called_with[1]  # type: ignore[no-any-return]
+
+    @property
+    def workplace(self) -> Workplace:
+        return self.called_with[4]  # type: ignore[no-any-return]
+
 
 @pytest.fixture
-def lite0(monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    recipe = Recipe()
-    monkeypatch.setattr(lite0_gru, "train_lite0_gru", recipe)
-    return recipe
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'edgeclf[train]'")
+    training = Training()
+    monkeypatch.setattr(outcome, "train_model", training)
+    monkeypatch.setattr("edgeclf.train.training.has_gpu", lambda: False)
+    return training
 
 
 @pytest.fixture
-def theatre(monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    recipe = Recipe()
-    monkeypatch.setattr(theatre_recipe, "train_theatre", recipe)
-    return recipe
+def crossed(monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Stands in for the cross-validation."""
+    crossed = Training()
+
+    def run(*arguments: Any, **options: Any) -> SimpleNamespace:
+        crossed(*arguments, **options)
+        return SimpleNamespace(to_dict=lambda: {"folds": options["folds"], "accuracy": 0.75})
+
+    monkeypatch.setattr(cross_validation, "cross_validate", run)
+    return crossed
+
+
+@pytest.fixture
+def theatre(monkeypatch: pytest.MonkeyPatch) -> Training:
+    training = Training()
+    monkeypatch.setattr(theatre_recipe, "train_theatre", training)
+    return training
 
 
 # -- help and wrong usage ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [("train",), ("train", "lite0-gru"), ("train", "theatre"), ("evaluate",)], ids=str)
+@pytest.mark.parametrize(
+    "command", [("train",), *(("train", name) for name in RECIPES), ("train", "theatre"), ("evaluate",)], ids=str
+)
 def test_help_has_examples(command: tuple[str, ...]) -> None:
     done = edgeclf(*command, "--help")
     assert done.returncode == 0
     assert f"edgeclf {command[0]}" in done.stdout.partition("Examples:")[2]
 
 
+@pytest.mark.parametrize("name", tuple(RECIPES))
+def test_help_of_a_recipe_names_it_in_its_examples(name: str) -> None:
+    done = edgeclf("train", name, "--help")
+    assert f"edgeclf train {name} clips/" in done.stdout
+    assert "{name}" not in done.stdout
+    for option in ("--folds", "--background", "--top", "--config", "--ucf-lists"):
+        assert option in done.stdout
+
+
+def test_list_describes_every_recipe() -> None:
+    done = edgeclf("train", "--list")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    for name in RECIPES:
+        recipe = RECIPES.load(name)
+        described = lines[lines.index(name) :][:6]
+        assert described[1].strip() == recipe.summary
+        assert (recipe.extractor or "none, the network takes frames") in described[2]
+        assert f"{recipe.clip.length} frames" in described[3]
+        assert recipe.source in described[4]
+
+
+def test_train_without_a_recipe_is_exit_2_and_says_how_to_find_one() -> None:
+    done = edgeclf("train")
+    assert done.returncode == 2
+    assert "name a recipe; `edgeclf train --list` describes them" in done.stderr
+
+
 def test_help_of_train_imports_no_framework() -> None:
     code = (
         "import sys; from edgeclf.cli import cli; cli.main(['train', '--help'], standalone_mode=False);"
-        "sys.exit(str(sorted({'tensorflow', 'keras', 'sklearn', 'cv2', 'numpy'} & set(sys.modules)) or ''))"
+        "sys.exit(str(sorted({'tensorflow', 'keras', 'sklearn', 'cv2', 'matplotlib'} & set(sys.modules)) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.strip() == ""
@@ -98,6 +158,26 @@ def test_help_of_train_imports_no_framework() -> None:
             "DataError: {clips} has no class pink",
         ),
         (["train", "lite0-gru", "{clips}/red", "-o", "m"], "DataError: {clips}/red does not hold two folders"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--background", "pink"], "has no class pink"),
+        (
+            ["train", "lite0-gru", "{clips}", "-o", "m", "--classes", "red", "--background", "red"],
+            "DataError: red cannot be a class and background",
+        ),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--top", "1"], "1 is not in the range"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--folds", "1"], "1 is not in the range"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--views", "0"], "0 is not in the range"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--rate", "0"], "not in the range"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--weights", "coco"], "'coco' is not one of"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--config", "{tmp}/none.toml"], "none.toml' does not exist"),
+        (["train", "conv3d", "{clips}", "-o", "m", "--extractor", "vgg16"], "DataError: conv3d has no extractor"),
+        (
+            ["train", "lite0-motion", "{clips}", "-o", "m", "--extractor", "resnet50"],
+            "DataError: resnet50 gives no features of change",
+        ),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--ucf-lists", "{tmp}"], "DataError: "),
+        (["evaluate", "{colors}", "{csv}", "--draw", "3"], "--draw draws clips of loose pictures; these are videos"),
+        (["evaluate", "{colors}", "{csv}", "--draw", "0"], "0 is not in the range"),
+        (["evaluate", "{colors}", "{csv}", "--report", "{csv}"], "is a file"),
         (["train", "theatre"], "Missing option '-o'"),
         (["train", "theatre", "-o", "m", "--clips", "8"], "8 is not in the range"),
         (["evaluate", "{colors}"], "Missing argument 'DATA'"),
@@ -135,50 +215,191 @@ def test_training_without_keras_says_what_to_install(
 # -- train ------------------------------------------------------------------------------------------------------------
 
 
-def test_options_of_lite0_gru_reach_the_recipe(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
-    options = ["--epochs", "7", "--batch", "9", "--lr", "0.5", "--seed", "3", "--classes", "red,blue"]
+def test_options_reach_the_training(clips: Path, training: Training, tmp_path: Path) -> None:
+    options = [
+        "--epochs",
+        "7",
+        "--batch",
+        "9",
+        "--lr",
+        "0.5",
+        "--seed",
+        "3",
+        "--length",
+        "8",
+        "--rate",
+        "4",
+        "--views",
+        "2",
+        "--class-weights",
+        "--weights",
+        "none",
+    ]
     output = tmp_path / "a_model"
-    done = edgeclf("train", "lite0-gru", clips, "-o", output, *options, "--cache", tmp_path / "cache")
+    done = edgeclf("train", "lite0-gru", clips, "-o", output, *options, "--classes", "red,blue", "--cache", tmp_path)
     assert done.returncode == 0, done.stderr
-    dataset, path, name, settings = lite0.called_with
-    assert isinstance(dataset, Dataset)
+    recipe, dataset = training.recipe, training.dataset
     assert dataset.labels == ("blue", "red")
     assert len(dataset.split("train")) == len(dataset.split("validation")) == 2
-    assert (path, name) == (output, "a_model")
-    assert settings == FitSettings(epochs=7, batch=9, learning_rate=0.5, seed=3)
-    assert lite0.options["cache"] == tmp_path / "cache"
-    assert lite0.options["about"] == {}
+    assert training.called_with[2:4] == (output, "a_model")
+    settings = recipe.settings
+    assert (settings.epochs, settings.batch, settings.learning_rate, settings.seed) == (7, 9, 0.5, 3)
+    assert settings.class_weights
+    assert (recipe.clip.length, recipe.clip.rate, recipe.views, recipe.weights) == (8, 4.0, 2, "none")
+    assert training.workplace.cache == tmp_path
+    assert training.workplace.precision == "float32"
+    assert training.options == {"about": {}, "evaluation": {}}
 
 
-def test_words_for_the_model_card_reach_the_recipe(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", tuple(RECIPES))
+def test_recipe_is_as_it_is_written_where_nothing_is_said(
+    clips: Path, training: Training, tmp_path: Path, name: str
+) -> None:
+    done = edgeclf("train", name, clips, "-o", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    assert training.recipe == RECIPES.load(name)
+
+
+def test_one_seed_is_that_of_all_phases(clips: Path, training: Training, tmp_path: Path) -> None:
+    for name, phase in (("resnet50-lstm", "fine_tuning"), ("faces-lstm", "frames_first")):
+        edgeclf("train", name, clips, "-o", tmp_path / "m", "--seed", "5")
+        part = getattr(training.recipe, phase)
+        assert training.recipe.settings.seed == getattr(part, "settings", part).seed == 5
+
+
+def test_option_goes_before_the_file_and_the_file_before_the_recipe(
+    clips: Path, training: Training, tmp_path: Path
+) -> None:
+    pytest.importorskip("tomllib", reason="TOML is read from Python 3.11 on")
+    config = tmp_path / "more.toml"
+    config.write_text("views = 3\n[settings]\nepochs = 5\nbatch = 7\nmixup = 0.1\n[augmentation]\nflip = true\n")
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--config", config, "--epochs", "9")
+    assert done.returncode == 0, done.stderr
+    settings = training.recipe.settings
+    assert (settings.epochs, settings.batch, settings.mixup) == (9, 7, 0.1)
+    assert (training.recipe.views, training.recipe.augmentation.flip) == (3, True)
+
+
+def test_seed_of_the_file_counts_where_none_is_given(clips: Path, training: Training, tmp_path: Path) -> None:
+    pytest.importorskip("tomllib", reason="TOML is read from Python 3.11 on")
+    config = tmp_path / "more.toml"
+    config.write_text("[settings]\nseed = 8\n")
+    edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--config", config)
+    assert training.recipe.settings.seed == 8
+    edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--config", config, "--seed", "2")
+    assert training.recipe.settings.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("speed = 1", "a recipe has no speed to change"),
+        ("[settings]\nepoch = 1", "settings has no epoch"),
+        ("[clip]\nframes = 1", "clip has no frames"),
+        ("[fine_tuning]\nlast = 1", "lite0-gru has no fine_tuning"),
+        ("settings = 3", "settings must be a table, not 3"),
+        ("[settings", "more.toml cannot be read"),
+    ],
+    ids=str,
+)
+def test_mistake_in_the_file_is_exit_2_and_named(
+    clips: Path, training: Training, tmp_path: Path, text: str, message: str
+) -> None:
+    pytest.importorskip("tomllib", reason="TOML is read from Python 3.11 on")
+    (tmp_path / "more.toml").write_text(text)
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--config", tmp_path / "more.toml")
+    assert done.returncode == 2
+    assert f"DataError: {message}" in done.stderr or message in done.stderr
+    assert training.called_with == ()
+
+
+def test_background_is_one_class_of_those_named(clips: Path, training: Training, tmp_path: Path) -> None:
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--classes", "red", "--background", "green,blue")
+    assert done.returncode == 0, done.stderr
+    assert training.dataset.labels == ("background", "red")
+    assert sum(clip.label == "background" for clip in training.dataset.clips) == 4
+
+
+def test_top_keeps_the_largest_classes(clips: Path, training: Training, tmp_path: Path) -> None:
+    rows = [[str(path), path.parent.name, path.stem.split("_")[2], ""] for path in sorted(clips.rglob("*.avi"))]
+    data = write_csv(tmp_path / "clips.csv", [row for row in rows if row[1:3] != ["green", "g02"]])
+    done = edgeclf("train", "lite0-gru", data, "-o", tmp_path / "m", "--top", "2")
+    assert done.returncode == 0, done.stderr
+    assert training.dataset.labels == ("blue", "red")
+    assert training.recipe.top == 2
+
+
+def test_folds_are_measured_before_training_and_kept(
+    clips: Path, training: Training, crossed: Training, tmp_path: Path
+) -> None:
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--folds", "2", "--repeats", "3")
+    assert done.returncode == 0, done.stderr
+    assert crossed.options == {"folds": 2, "repeats": 3}
+    recipe, clips_of_folds, labels, _ = crossed.called_with
+    assert recipe == training.recipe
+    assert labels == ("blue", "green", "red")
+    assert len(clips_of_folds) == 6, "validation clips are drawn anew in each fold"
+    assert training.options["evaluation"] == {"cross_validation": {"folds": 2, "accuracy": 0.75}}
+
+
+@pytest.mark.parametrize(("options", "count"), [((), 3), (("--over-all",), 6)], ids=["training clips", "all"])
+def test_folds_leave_test_clips_alone_unless_all_are_asked_for(
+    csv: Path, training: Training, crossed: Training, tmp_path: Path, options: tuple[str, ...], count: int
+) -> None:
+    csv.write_text(f"{csv.read_text()}" + "".join(f"{c}.avi,{c},,val\r\n" for c in COLORS))
+    done = edgeclf("train", "lite0-gru", csv, "-o", tmp_path / "m", "--folds", "2", *options)
+    assert done.returncode == 0, done.stderr
+    assert len(crossed.called_with[1]) == count + 3
+    assert ("test" in {clip.split for clip in crossed.called_with[1]}) == bool(options)
+
+
+def test_without_folds_there_is_no_cross_validation(
+    clips: Path, training: Training, crossed: Training, tmp_path: Path
+) -> None:
+    edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m")
+    assert crossed.called_with == ()
+
+
+def test_mixed_precision_is_said(clips: Path, training: Training, tmp_path: Path) -> None:
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--mixed-precision")
+    assert training.workplace.precision == "mixed_float16"
+    assert "training in mixed precision (float16)" in done.stderr
+
+
+def test_words_for_the_model_card_reach_the_training(clips: Path, training: Training, tmp_path: Path) -> None:
     (tmp_path / "about.json").write_text('{"summary": "three colours"}')
     edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "model", "--about", tmp_path / "about.json")
-    assert lite0.options["about"] == {"summary": "three colours"}
+    assert training.options["about"] == {"summary": "three colours"}
 
 
-def test_result_is_one_line_for_each_split_and_the_place(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
+def test_result_is_one_line_for_each_split_and_the_places(clips: Path, training: Training, tmp_path: Path) -> None:
     done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--name", "mine")
-    assert done.stdout.splitlines() == ["test: accuracy 0.5, clips 4", f"model directory: {tmp_path / 'm'}"]
-    assert lite0.called_with[2] == "mine"
+    assert done.stdout.splitlines() == [
+        "test: accuracy 0.5, clips 4",
+        f"model directory: {tmp_path / 'm'}",
+        f"report: {tmp_path / 'm' / 'report' / 'report.html'}",
+    ]
+    assert training.called_with[3] == "mine"
 
 
-def test_seed_moves_clips_between_training_and_validation(clips: Path, lite0: Recipe, tmp_path: Path) -> None:
+def test_seed_moves_clips_between_training_and_validation(clips: Path, training: Training, tmp_path: Path) -> None:
     drawn = set()
     for seed in range(8):
         edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--seed", str(seed))
-        drawn.add(frozenset(clip.group for clip in lite0.called_with[0].split("validation")))
-    assert drawn == {frozenset({"g01"}), frozenset({"g02"})}
+        drawn.add(frozenset(clip.group for clip in training.dataset.split("validation")))
+    assert len(drawn) > 1
+    assert {len(groups) for groups in drawn} == {3}, "one recording of each class"
 
 
 def test_model_in_this_folder_has_the_name_of_the_folder(
-    clips: Path, lite0: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     edgeclf("train", "lite0-gru", clips, "-o", ".")
-    assert lite0.called_with[2] == tmp_path.name
+    assert training.called_with[3] == tmp_path.name
 
 
-def test_options_of_theatre_reach_the_recipe(theatre: Recipe, tmp_path: Path) -> None:
+def test_options_of_theatre_reach_the_recipe(theatre: Training, tmp_path: Path) -> None:
     done = edgeclf("train", "theatre", "-o", tmp_path / "m", "--clips", "64", "--epochs", "2", "--seed", "9")
     assert done.returncode == 0, done.stderr
     assert theatre.called_with[:2] == (
@@ -195,7 +416,7 @@ def test_table_lists_each_class_twice(colors: Path, csv: Path) -> None:
     done = edgeclf("evaluate", colors, csv)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "accuracy 1.000 on 3 clips"
+    assert lines[0].startswith("accuracy 1.000 on 3 clips; 95 % interval 1.000 to 1.000, over 3 groups")
     for color in COLORS:
         figures, cells = (line.split() for line in lines if color in line.split())
         assert figures == [color, "1.000", "1.000", "1.000", "1"]
@@ -235,6 +456,32 @@ def test_clip_that_cannot_be_read_is_exit_1_and_counted(colors: Path, csv: Path,
         assert (found["clips"], found["accuracy"], found["failed"]) == (4, 0.75, 1)
     else:
         assert "accuracy 0.750 on 4 clips" in done.stdout
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A folder of loose red, green and blue pictures, ten in each class."""
+    for color, rgb in COLORS.items():
+        (tmp_path / "faces" / color).mkdir(parents=True)
+        for number in range(10):
+            picture = np.full((8, 8, 3), [min(255, value + number) for value in rgb[::-1]], np.uint8)
+            assert cv2.imwrite(str(tmp_path / "faces" / color / f"{number}.png"), picture)
+    return tmp_path / "faces"
+
+
+def test_clips_of_loose_pictures_are_drawn_as_often_as_asked_for(colors: Path, faces: Path) -> None:
+    plain = json.loads(edgeclf("evaluate", colors, faces, "--format", "json").stdout)
+    drawn = json.loads(edgeclf("evaluate", colors, faces, "--draw", "5", "--format", "json").stdout)
+    assert (plain["clips"], plain["accuracy"]) == (3, 1.0)
+    assert (drawn["clips"], drawn["accuracy"]) == (15, 1.0)
+
+
+def test_report_is_written_beside_the_table(colors: Path, csv: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'edgeclf[train]'")
+    done = edgeclf("evaluate", colors, csv, "--report", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert {"report.html", "report.json", "predictions.csv"} <= {file.name for file in (tmp_path / "report").iterdir()}
+    assert "colors on clips" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_class_that_the_model_does_not_know_is_exit_2(colors: Path, csv: Path) -> None:
