@@ -54,9 +54,14 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 0 and self.batch >= 1 and self.patience >= 0, f"{self} has a negative count")
-        require(self.learning_rate > 0 and self.weight_decay >= 0 and self.mixup >= 0, f"{self} has a negative value")
-        require(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, must be 0 to 1")
+        for name, least in (("epochs", 1), ("batch", 1), ("patience", 0), ("seed", 0)):
+            value = getattr(self, name)
+            require(type(value) is int and value >= least, f"{name} is {value!r}, must be {least} or more")
+        for name in ("learning_rate", "weight_decay", "mixup", "label_smoothing"):
+            value = getattr(self, name)
+            require(type(value) in (int, float) and value >= 0, f"{name} is {value!r}, must be 0 or more")
+        require(self.learning_rate > 0, "learning_rate must be above 0")
+        require(self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, must be below 1")
         require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}: {', '.join(get_args(Schedule))}")
         require(self.keep in get_args(Keep), f"keep is {self.keep!r}, must be one of {', '.join(get_args(Keep))}")
         ends = self.keep == "best" or (self.patience == 0 and self.schedule != "plateau")

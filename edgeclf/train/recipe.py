@@ -32,11 +32,11 @@ class BuildNetwork(Protocol):
 class FineTuning:
     """Extractor and classifier trained as one, behind the classifier: only the last layers of the extractor move."""
 
-    last: int  # layers with weights
+    last: int  # layers with weights; 0 leaves it out
     settings: FitSettings
 
     def __post_init__(self) -> None:
-        require(_is_count(self.last), f"last is {self.last!r}, must be a number of layers")
+        require(_is_count(self.last + 1), f"last is {self.last!r}, must be a number of layers")
 
 
 def _is_count(value: object) -> bool:
@@ -89,8 +89,9 @@ class Recipe:
         if self.extractor and self.extractor not in EXTRACTORS:
             raise ValueError(f"there is no extractor {self.extractor!r}, but {', '.join(EXTRACTORS)}")
         require(_is_count(self.views), f"views is {self.views!r}, must be 1 or more")
-        require(self.top is None or _is_count(self.top), f"top is {self.top!r}, must be a number of classes")
+        require(self.top is None or _is_count(self.top - 1), f"top is {self.top!r}, must be 2 classes or more")
         require(_is_count(self.drawn_clips + 1), f"drawn_clips is {self.drawn_clips!r}, must be 0 or more")
+        require(isinstance(self.refit, bool), f"refit is {self.refit!r}, must be true or false")
         require(self.aggregate != "vote" or self.clip.length == 1, "single frames vote: length must be 1")
         require(not (self.refit and self.fine_tuning), "a classifier that is fine-tuned cannot be refitted")
         require(not self.motion or 0 < self.stack_seconds <= 1, "stack_seconds must be above 0, 1 at the most")

@@ -111,7 +111,7 @@ def train_recipe(
     data = _Data(recipe, _indices(train, labels), _indices(validation, labels), labels)
     keras.utils.set_random_seed(recipe.settings.seed)
     classifier = _fit_classifier(data, views, held_out, workplace, phases)
-    if recipe.fine_tuning and recipe.fine_tuning.settings.epochs:
+    if recipe.fine_tuning and recipe.fine_tuning.last:
         _fine_tune(data, extractor, classifier, train, validation, workplace, phases, recipe.fine_tuning)
         held_out = _features(validation, extraction_of(recipe, extractor), workplace)
     temperature, thresholds, figures = _calibrate(data, classifier, held_out)

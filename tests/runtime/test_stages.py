@@ -109,7 +109,10 @@ def test_source_that_gives_its_frames_once_cannot_be_spread_over_and_says_so() -
     source = NumberedSource([n / 10 for n in range(9)])
     (ended,) = decode(SourceId(0, "numbered"), lambda: source, PLAIN, clip_of("uniform"))
     assert isinstance(ended, Ended)
-    assert "numbered gave no frame when it was read again; give its path or URL" in str(ended.end.error)
+    assert (
+        "numbered gave no frame when it was read again; it holds no picture, or can be read only once: give its path"
+        in str(ended.end.error)
+    )
 
 
 @pytest.mark.parametrize("sampling", ["rate", "first", "uniform"])

@@ -41,6 +41,11 @@ class Examples:
     def steps(self) -> int:
         return -(-self.count // self.batch)
 
+    @property
+    def trained(self) -> list[int]:
+        """The epochs that were trained on where there is a folder: first of all the examples are looked at."""
+        return self.asked[1:]
+
     def epoch(self, number: int) -> Iterator[Batch]:
         self.asked.append(number)
         rng = np.random.default_rng(self.seed)
@@ -261,7 +266,7 @@ class Broken(Examples):
 
 
 def test_loss_that_is_no_number_is_an_error(keras: Any) -> None:
-    with pytest.raises(DataError, match="the loss is nan in epoch 2; take a smaller --lr"):
+    with pytest.raises(DataError, match="loss is nan in epoch 2; take a smaller --lr"):
         fitted(keras, train=Broken(since=1))
 
 
@@ -332,7 +337,7 @@ def test_fitting_interrupted_at_a_prompt_goes_on_in_the_same_process(keras: Any,
         fit(network(keras), TRAIN, VALIDATION, SETTINGS, folder=tmp_path, progress=kill_after(3))
     train = Examples()
     fit(network(keras, new_process=False), train, VALIDATION, SETTINGS, folder=tmp_path)
-    assert train.asked == [3, 4, 5]
+    assert train.trained == [3, 4, 5]
 
 
 @pytest.mark.usefixtures("at_every_epoch")
@@ -340,7 +345,7 @@ def test_epochs_that_were_run_are_not_run_again(keras: Any, tmp_path: Path) -> N
     interrupted(keras, tmp_path, 4)
     train, rows = Examples(), list[Row]()
     fitted(keras, train=train, folder=tmp_path, progress=rows.append)
-    assert train.asked == [4, 5]
+    assert train.trained == [4, 5]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6], "progress hears of all epochs"
 
 
@@ -349,7 +354,7 @@ def test_fitting_that_was_finished_is_not_run_again(keras: Any, tmp_path: Path) 
     first, _ = fitted(keras, folder=tmp_path)
     train = Examples()
     second, _ = fitted(keras, train=train, folder=tmp_path)
-    assert train.asked == []
+    assert train.trained == []
     np.testing.assert_array_equal(weights_of(second), weights_of(first))
 
 
@@ -387,7 +392,7 @@ def test_checkpoint_of_other_settings_is_not_taken_up(
     settings, train = replace(SETTINGS, **change), Examples()
     with caplog.at_level(logging.WARNING):
         again, told = fitted(keras, settings, train=train, folder=tmp_path)
-    assert "epoch-0003 is of another data set, recipe or setting, and is not taken up" in caplog.text
+    assert "epoch-0003 is of other data, another recipe or setting, and is not taken up" in caplog.text
     assert train.asked[0] == 0
     expected, _ = fitted(keras, settings)
     np.testing.assert_array_equal(weights_of(again), weights_of(expected))
@@ -414,7 +419,7 @@ def test_end_of_other_settings_with_as_many_epochs_is_replaced(keras: Any, tmp_p
     assert folders(tmp_path) == ["epoch-0006"]
     taken, train = network(keras), Examples()
     fit(taken, train, VALIDATION, settings, folder=tmp_path)
-    assert train.asked == []
+    assert train.trained == []
     np.testing.assert_array_equal(weights_of(taken), weights_of(again))
 
 
@@ -436,7 +441,7 @@ def test_unfinished_checkpoint_is_ignored(
     leave(tmp_path / "epoch-0003")
     train = Examples()
     again, _ = fitted(keras, train=train, folder=tmp_path)
-    assert train.asked[0] == begins
+    assert train.trained[0] == begins
     np.testing.assert_array_equal(weights_of(again), weights_of(fitted(keras)[0]))
     assert folders(tmp_path) == ["epoch-0006"]
 
@@ -449,7 +454,7 @@ def test_last_of_two_checkpoints_is_taken(keras: Any, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "one" / "epoch-0002", tmp_path / "two" / "epoch-0002")
     train = Examples()
     fitted(keras, train=train, folder=tmp_path / "two")
-    assert train.asked == [4, 5]
+    assert train.trained == [4, 5]
 
 
 def cut(file: Path) -> None:

@@ -91,7 +91,7 @@ def test_options_of_the_classifier_are_added_to_those_of_the_recipe() -> None:
         ({"clip": {"length": 0}}, "clip: .*length 0 must be"),
         ({"clip": {"rate": 0}}, "clip: "),
         ({"clip": {"length": "ten"}}, "clip: "),
-        ({"clip": {"padding": "none"}}, "clip: padding is 'none'"),
+        ({"clip": {"padding": "none"}}, "clip has no padding"),
         ({"augmentation": {"crop": 0.9}}, "augmentation: .*out of range"),
         ({"augmentation": {"crop": "much"}}, "augmentation: "),
     ],
