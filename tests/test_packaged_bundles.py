@@ -40,7 +40,7 @@ def test_result_of_a_frame_and_of_a_clip_does_not_depend_on_the_batch(name: str)
     rng = np.random.default_rng(0)
     with open_classifier(name, device="cpu") as classifier:
         model = classifier.model
-        frames = rng.integers(0, 256, (9, *model.preprocess.size, 3), np.uint8)
+        frames = rng.integers(0, 256, (9, *model.preprocess.input_shape), np.uint8)
         alone = np.concatenate([model.extract(frames[n : n + 1]) for n in range(9)])
         for size in (2, 4, 9):
             together = np.concatenate([model.extract(frames[n : n + size]) for n in range(0, 9, size)])

@@ -22,6 +22,7 @@ from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, SourceEnd
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
 from edgeclf.specs import Device
+from edgeclf.train.examples import feeds_of
 from edgeclf.video import open_video
 
 PIPELINED = "pipelined"
@@ -88,7 +89,7 @@ def _runtime_loop(name: str, model: Model, options: LoopOptions, sources: Sequen
 
 def _extract_alone(model: Model, options: LoopOptions, frames: int) -> Run:
     """What the loop could reach if decoding and classifying cost nothing: `frames` frames of noise, extracted."""
-    noise = np.random.default_rng(0).integers(0, 256, (options.batch_size, *model.preprocess.size, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (options.batch_size, *model.preprocess.input_shape), np.uint8)
     batches = repeat(noise, max(1, frames // options.batch_size))
     start, cpu = time.perf_counter(), time.process_time()
     with parallel_map(model.extract, batches, workers=options.workers, name="extract") as features:
@@ -120,11 +121,11 @@ def _run(model: Model, options: LoopOptions, sources: Sequence[str]) -> Run:
 def keras_loop(model_path: Path, sources: Sequence[str]) -> Loop:
     """What tutorials do, with the same weights: decode, `predict` each sampled frame alone, `predict` each clip."""
     extractor, classifier = load_keras(model_path)
-    description = read_description(model_path)
+    description, feeds = read_description(model_path), feeds_of(classifier)
+    clip_spec = description.clip.of_stream()
 
     def predict_clip(name: str, clip: Any) -> Prediction:
-        mask = np.arange(description.clip.length)[None] < clip.length
-        scores = classifier.predict({"features": clip.features[None], "mask": mask}, verbose=0)[0]
+        scores = classifier.predict(feeds(clip.features[None], np.array([clip.length])), verbose=0)[0]
         return Prediction(
             name,
             description.labels,
@@ -139,11 +140,11 @@ def keras_loop(model_path: Path, sources: Sequence[str]) -> Loop:
         clips: list[Prediction] = []
         frames = 0
         for number, source in enumerate(sources):
-            assembler = ClipAssembler(description.clip)
+            assembler = ClipAssembler(clip_spec)
             source_id = SourceId(number, source)
-            for item in decode(source_id, partial(open_video, source), description.preprocess, description.clip):
+            for item in decode(source_id, partial(open_video, source), description.preprocess, clip_spec):
                 if isinstance(item, SampledFrame):
-                    feature = extractor.predict(item.pixels[None], verbose=0)[0]
+                    feature = extractor.predict(item.pixels[None], verbose=0)[0] if extractor else item.pixels
                     due = assembler.add(feature, item.pts_seconds, item.sample)
                     frames += 1
                 else:
