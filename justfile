@@ -18,8 +18,9 @@ theatre:
     .venv-dev/bin/edgeclf train theatre -o build/theatre
     .venv-dev/bin/edgeclf export build/theatre -o edgeclf/bundles/theatre.edgeclf
 
-# Train and export the packaged bundle `ucf101_8`; data holds the folders ucf101_8 and ucf101_avi
+# Train and export the packaged bundle `ucf101_8` with `fight`; data holds the folders ucf101_8, ucf101_avi and surv_fight
 ucf101_8 data:
-    .venv-dev/bin/edgeclf train lite0-gru {{data}}/ucf101_8/manifest.csv -o build/ucf101_8 --about docs/models/ucf101_8.json
+    .venv-dev/bin/edgeclf train lite0-motion {{data}}/ucf101_8/manifest.csv -o build/ucf101_8 --about docs/models/ucf101_8.json
     .venv-dev/bin/edgeclf evaluate build/ucf101_8 {{data}}/ucf101_avi/manifest.csv --record ucf101_avi
-    .venv-dev/bin/edgeclf export build/ucf101_8 -o edgeclf/bundles/ucf101_8.edgeclf
+    .venv-dev/bin/edgeclf train lite0-motion {{data}}/surv_fight/manifest.csv -o build/fight --about docs/models/fight.json --config docs/models/fight.toml --folds 8 --repeats 5 --over-all
+    .venv-dev/bin/edgeclf export build/ucf101_8 -o edgeclf/bundles/ucf101_8.edgeclf --also build/fight
