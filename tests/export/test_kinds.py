@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import edgeclf
@@ -51,8 +50,14 @@ def checks_of(folder: Path, kind: str) -> list[str]:
     return [check["name"] for check in bundle_of(folder, kind).manifest.parity["fp32"]]
 
 
+def loaded(file: Path) -> Any:
+    import onnx
+
+    return onnx.load(file)
+
+
 def graph_of(folder: Path, kind: str, name: str) -> Any:
-    return onnx.load(folder / f"{kind}.edgeclf" / name).graph
+    return loaded(folder / f"{kind}.edgeclf" / name).graph
 
 
 def sizes_of(tensor: Any) -> list[Any]:
@@ -79,7 +84,7 @@ def test_every_check_passed(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_hold_no_control_flow(folder: Path, kind: str) -> None:
     for file in (folder / f"{kind}.edgeclf").glob("*.onnx"):
-        assert not {node.op_type for node in onnx.load(file).graph.node} & {"Loop", "Scan", "If"}
+        assert not {node.op_type for node in loaded(file).graph.node} & {"Loop", "Scan", "If"}
 
 
 # -- pairs of pictures ------------------------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ def test_network_has_no_extractor(folder: Path) -> None:
     assert bundle.extractor.inputs == bundle.extractor.outputs
     assert set(bundle.manifest.files) == {CLASSIFIER_GRAPH, "MODEL_CARD.md"}
     assert sizes_of(graph_of(folder, "network", CLASSIFIER_GRAPH).input[0]) == ["N", CLIP.length, *SIZE, 3]
-    keys = {entry.key for entry in onnx.load(bundle.path / CLASSIFIER_GRAPH).metadata_props}
+    keys = {entry.key for entry in loaded(bundle.path / CLASSIFIER_GRAPH).metadata_props}
     assert "edgeclf.preprocess" in keys
 
 
