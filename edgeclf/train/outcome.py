@@ -83,7 +83,7 @@ def _report(
         title=f"{description.name} on test clips",
         about=about,
         clips=test,
-        history=trained.history,
+        history=trained.measured_history,
         thresholds=trained.thresholds,
         temperature=trained.temperature,
     )

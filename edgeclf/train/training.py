@@ -5,7 +5,7 @@ Every choice is made on training and validation clips; test clips are read once,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,8 +76,17 @@ class Trained:
     @property
     def history(self) -> tuple[Row, ...]:
         """All epochs of all phases, numbered through."""
-        rows = [row for fitted in self.phases.values() for row in fitted.history]
-        return tuple({**row, "epoch": float(number)} for number, row in enumerate(rows, start=1))
+        return _numbered_through(self.phases.values())
+
+    @property
+    def measured_history(self) -> tuple[Row, ...]:
+        """The same without refitting, which trains on the validation clips too."""
+        return _numbered_through(fitted for phase, fitted in self.phases.items() if phase != "refitted")
+
+
+def _numbered_through(phases: Iterable[Fitted]) -> tuple[Row, ...]:
+    rows = [row for fitted in phases for row in fitted.history]
+    return tuple({**row, "epoch": float(number)} for number, row in enumerate(rows, start=1))
 
 
 def train_recipe(

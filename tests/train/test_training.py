@@ -303,6 +303,8 @@ def test_refitting_takes_validation_clips_too_for_as_many_epochs_as_were_best(
     model = trained(tiny_recipe("inceptionv3-gru", refit=True, settings={"epochs": 3}), dataset, cache)
     assert clips == [6, 9]
     assert list(model.phases) == ["classifier", "refitted"]
+    assert len(model.history) == len(model.measured_history) + len(model.phases["refitted"].history)
+    assert model.measured_history == model.history[: len(model.phases["classifier"].history)]
     first, second = model.phases.values()
     assert len(second.history) == second.best_epoch == first.best_epoch
     assert [row["epoch"] for row in model.history] == [float(n + 1) for n in range(3 + first.best_epoch)]
