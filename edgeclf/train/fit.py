@@ -174,8 +174,7 @@ def _compile(model: Any, settings: FitSettings) -> None:
 def _run_epoch(model: Any, train: Batches, validation: Batches, settings: FitSettings, state: _Progress) -> Row:
     number, start = len(state.history), time.monotonic()
     _seed_dropout(model, settings.seed, number)
-    figures: dict[str, float] = {}
-    model.reset_metrics()
+    figures = _Figures()
     rate = state.learning_rate
     with prefetch(train.epoch(number), depth=2) as batches:
         for step, batch in enumerate(batches):
@@ -183,8 +182,8 @@ def _run_epoch(model: Any, train: Batches, validation: Batches, settings: FitSet
                 done = (number + step / train.steps) / settings.epochs
                 rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
             model.optimizer.learning_rate.assign(rate)
-            figures = model.train_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True)
-    row = {"epoch": float(number + 1), "loss": float(figures["loss"]), "accuracy": float(figures["accuracy"])}
+            figures.add(batch, model.train_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True))
+    row = {"epoch": float(number + 1), **figures.means()}
     row |= {f"val_{name}": value for name, value in measure(model, validation).items()}
     for name in ("loss", "val_loss"):
         if not np.isfinite(row[name]):
@@ -194,12 +193,33 @@ def _run_epoch(model: Any, train: Batches, validation: Batches, settings: FitSet
 
 def measure(model: Any, batches: Batches) -> dict[str, float]:
     """Loss and accuracy of a compiled model."""
-    model.reset_metrics()
-    figures: Mapping[str, Any] = {}
+    figures = _Figures()
     with prefetch(batches.epoch(0), depth=2) as items:
         for batch in items:
-            figures = model.test_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True)
-    return {name: float(figures[name]) for name in ("loss", "accuracy")}
+            figures.add(batch, model.test_on_batch(batch.inputs, batch.truth, batch.weights, return_dict=True))
+    return figures.means()
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Loss and accuracy over batches; what Keras gives for a batch is of that batch alone."""
+
+    examples: int = 0
+    weight: float = 0.0
+    loss: float = 0.0
+    right: float = 0.0
+
+    def add(self, batch: Batch, figures: Mapping[str, Any]) -> None:
+        """Take in what Keras said of a batch: its loss by examples, its accuracy by their weights."""
+        weight = float(batch.weights.sum())
+        self.examples += len(batch.weights)
+        self.weight += weight
+        self.loss += float(figures["loss"]) * len(batch.weights)
+        self.right += float(figures["accuracy"]) * weight
+
+    def means(self) -> dict[str, float]:
+        """Over all examples so far."""
+        return {"loss": self.loss / max(1, self.examples), "accuracy": self.right / (self.weight or 1.0)}
 
 
 def _seed_dropout(model: Any, seed: int, epoch: int) -> None:

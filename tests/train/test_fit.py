@@ -520,3 +520,15 @@ def test_log_has_a_row_for_each_epoch(keras: Any, tmp_path: Path) -> None:
 def test_log_can_be_written_anywhere(tmp_path: Path) -> None:
     write_log(tmp_path / "log.csv", [{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "loss": 0.25}])
     assert (tmp_path / "log.csv").read_text().split() == ["epoch,loss", "1.0,0.5", "2.0,0.25"]
+
+
+def test_figures_are_of_all_batches_not_of_the_last(keras: Any) -> None:
+    model, examples = network(keras), Examples(count=20, batch=8)
+    told = fit(model, examples, examples, replace(SETTINGS, epochs=1))
+    batches = list(examples.epoch(0))
+    scores = np.concatenate([model.predict_on_batch(batch.inputs) for batch in batches])
+    truth = np.concatenate([batch.truth for batch in batches])
+    losses = -np.log((scores * truth).sum(axis=1))
+    assert len(batches) == 3
+    assert told.history[0]["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert told.history[0]["val_accuracy"] == pytest.approx((scores.argmax(1) == truth.argmax(1)).mean(), abs=1e-6)
