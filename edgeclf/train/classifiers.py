@@ -125,15 +125,15 @@ def lstm_classifier(
     return keras.Model(inputs, _scores(state, classes), name="lstm_classifier")
 
 
-def vote_classifier(feature_size: int, classes: int) -> Any:
-    """Four dense layers for a clip of one frame; a video's label is what most of its frames say.
+def vote_classifier(length: int, feature_size: int, classes: int) -> Any:
+    """Four dense layers for a clip of one frame (`length` is 1); a video's label is what most of its frames say.
 
     Source: P. Sharma, "Step-by-Step Deep Learning Tutorial to Build your own Video Classification Model", 2019,
     https://www.analyticsvidhya.com/blog/2019/09/step-by-step-deep-learning-tutorial-video-classification-python.
     There the features are all values of VGG16's last feature map.
     """
     keras = import_keras()
-    features = _features_input(1, feature_size)
+    features = _features_input(length, feature_size)
     x = keras.layers.Flatten(name="frame")(features)
     for number, units in enumerate((1024, 512, 256, 128), start=1):
         x = keras.layers.Dense(units, activation="relu", name=f"hidden{number}")(x)

@@ -36,7 +36,9 @@ class _Recipes(click.Group):
         from edgeclf.train.recipe import RECIPES
 
         if cmd_name not in RECIPES:
-            return super().get_command(ctx, cmd_name)
+            if found := super().get_command(ctx, cmd_name):
+                return found
+            ctx.fail(f"No such command {cmd_name!r}; `edgeclf train --list` describes the recipes.")
         recipe = RECIPES.load(cmd_name)
         return click.Command(
             cmd_name,
@@ -173,7 +175,7 @@ def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
 
 def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
     """The recipe with what the TOML file and the options change of it."""
-    from edgeclf.train.overrides import merged, read_config, with_one_seed, with_overrides
+    from edgeclf.train.overrides import merged, read_config, with_overrides
     from edgeclf.train.recipe import RECIPES
 
     recipe = RECIPES.load(name)
@@ -192,7 +194,8 @@ def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
             "seed": options["seed"],
         },
     }
-    return with_one_seed(with_overrides(recipe, merged(config, given)))
+    changed = with_overrides(recipe, merged(config, given))
+    return changed.with_seed(changed.settings.seed)
 
 
 def _workplace(options: Mapping[str, Any]) -> Workplace:

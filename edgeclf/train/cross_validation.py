@@ -70,7 +70,7 @@ def _one_repeat(
     repeat: int,
 ) -> Evaluation:
     seed = recipe.settings.seed + repeat
-    recipe = replace(recipe, settings=replace(recipe.settings, seed=seed))
+    recipe = recipe.with_seed(seed)
     workplace = replace(workplace, checkpoints=None)
     rows: dict[int, Any] = {}
     for number, held_out in enumerate(grouped_folds(clips, folds, seed=seed), start=1):

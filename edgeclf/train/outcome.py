@@ -94,7 +94,7 @@ def _provenance(trained: Trained, dataset: Dataset) -> dict[str, Any]:
     settings: dict[str, Any] = {"classifier": {**asdict(recipe.settings), **recipe.classifier_options}}
     if recipe.motion:
         settings["classifier"]["stream"] = recipe.stream
-    if recipe.frames_first and recipe.weights == "none":
+    if recipe.frames_first and recipe.trains_extractor:
         settings["frames"] = asdict(recipe.frames_first)
     if recipe.fine_tuning:
         settings["fine-tuning"] = asdict(recipe.fine_tuning)

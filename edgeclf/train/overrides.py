@@ -45,17 +45,6 @@ def merged(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in result.items() if value != {}}
 
 
-def with_one_seed(recipe: Recipe) -> Recipe:
-    """The recipe with the seed of its settings in all phases of training."""
-    seed = recipe.settings.seed
-    frames, tuning = recipe.frames_first, recipe.fine_tuning
-    return replace(
-        recipe,
-        frames_first=frames and replace(frames, seed=seed),
-        fine_tuning=tuning and replace(tuning, settings=replace(tuning.settings, seed=seed)),
-    )
-
-
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with some of its values replaced; raises DataError that names the key at fault."""
     if unknown := sorted(set(overrides) - {*_KEYS, *_TABLES}):

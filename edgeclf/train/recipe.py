@@ -113,6 +113,21 @@ class Recipe:
         """How many features a frame has."""
         return self.described_extractor.features(self.pooling) * (2 if self.motion else 1)
 
+    @property
+    def trains_extractor(self) -> bool:
+        """Whether the extractor is trained on single frames first."""
+        return self.frames_first is not None and self.weights == "none"
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with one seed for all phases of training."""
+        frames, tuning = self.frames_first, self.fine_tuning
+        return replace(
+            self,
+            settings=replace(self.settings, seed=seed),
+            frames_first=frames and replace(frames, seed=seed),
+            fine_tuning=tuning and replace(tuning, settings=replace(tuning.settings, seed=seed)),
+        )
+
     def build_extractor(self) -> Any:
         """The Keras extractor; None where the network takes frames."""
         if not self.extractor:

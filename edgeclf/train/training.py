@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.clips import Clip
 from edgeclf.model_directory import classifier_session, extractor_session, import_keras
-from edgeclf.runtime.model import Floats, FramesAsFeatures
+from edgeclf.runtime.model import Floats
 from edgeclf.runtime.records import aggregate_scores
+from edgeclf.runtime.session import Session
 from edgeclf.specs import ClipSpec
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.calibration import choose_thresholds, fit_temperature, fold_temperature
@@ -42,7 +44,8 @@ Precision = Literal["float32", "mixed_float16"]
 Say = Callable[[str], None]
 Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # a task and its number of steps
 
-_ONE_ROW = ClipSpec.by_rate(length=1, rate=1.0)  # of what stands for a whole clip, or a picture
+# Of what stands for a whole clip, or a picture.
+_ONE_ROW = replace(ClipSpec.by_rate(length=1, rate=1.0), padding="repeat_last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,8 @@ def train_recipe(
     keras.utils.set_random_seed(recipe.settings.seed)
     extractor = recipe.build_extractor()
     phases: dict[str, Fitted] = {}
-    if recipe.frames_first and recipe.weights == "none":
-        extractor = _train_on_frames(recipe, extractor, train, validation, labels, workplace, phases)
+    if recipe.trains_extractor:
+        _train_on_frames(recipe, extractor, train, validation, labels, workplace, phases)
     if recipe.drawn_clips and all(clip.images for clip in train):
         train = draw_image_clips(
             train, per_class=recipe.drawn_clips, length=recipe.clip.length, seed=recipe.settings.seed
@@ -142,7 +145,7 @@ def score(trained: Trained, clips: Sequence[LabelledClip], workplace: Workplace)
 
 
 def extraction_of(recipe: Recipe, extractor: Any) -> Extraction:
-    """How the recipe's features are made by this extractor."""
+    """How the recipe's features are made by this extractor; by None, frames as they are."""
     session = extractor_session(extractor, recipe.preprocess)
     return Extraction(session, extractor_identity(extractor), recipe.preprocess, recipe.clip, recipe.feature_dtype)
 
@@ -221,7 +224,7 @@ def _fit_classifier(
         views = [_summarised(videos, front, clip) for videos in views]
         held_out = _summarised(held_out, front, clip)
         trained = import_keras().Model(front.output, classifier.output)
-        clip, augmentation = replace(_ONE_ROW, padding="repeat_last"), Augmentation()
+        clip, augmentation = _ONE_ROW, Augmentation()
     feeds = feeds_of(trained)
     train = data.examples(views, feeds, recipe.settings, clip, augmentation)
     standardise(trained, train)
@@ -275,9 +278,7 @@ def _summarised(videos: Sequence[VideoFeatures], front: Any, clip: ClipSpec) -> 
     rows: list[list[Floats]] = [[] for _ in videos]
     clips = ((index, part) for index, video in enumerate(videos) for part in video.clips(clip))
     while batch := list(islice(clips, _FRONT_BATCH)):
-        feeds: dict[str, Any] = {"length": np.array([part.length for _, part in batch], np.int32)}
-        feeds[session.inputs[0].name] = np.stack([part.features for _, part in batch]).astype(np.float32)
-        for (index, _), row in zip(batch, session.run(feeds)[session.outputs[0].name], strict=True):
+        for (index, _), row in zip(batch, _run_on_clips(session, [part for _, part in batch]), strict=True):
             rows[index].append(row)
     return [_as_video(found, session.outputs[0].shape[-1] or 0) for found in rows]
 
@@ -303,31 +304,25 @@ def _train_on_frames(
     labels: tuple[str, ...],
     workplace: Workplace,
     phases: dict[str, Fitted],
-) -> Any:
-    """The extractor, trained to tell the class from one frame, through a layer that is then thrown away."""
+) -> None:
+    """Train the extractor, in place, to tell the class from one frame, through a layer that is then thrown away."""
     keras = import_keras()
     settings = recipe.frames_first
     assert settings is not None
-    frames = Extraction(FramesAsFeatures(recipe.preprocess), "frames", recipe.preprocess, recipe.clip)
-    clip = replace(_ONE_ROW, padding="repeat_last", rate=recipe.clip.rate, hop_seconds=1 / recipe.clip.rate)
+    frames = extraction_of(recipe, None)
     data = _Data(recipe, _indices(train, labels), _indices(validation, labels), labels)
-
-    def build() -> Any:
-        x = keras.layers.Dropout(0.5)(extractor.output)
-        return keras.Model(extractor.input, keras.layers.Dense(len(labels), activation="softmax", dtype="float32")(x))
-
-    model = build()
+    x = keras.layers.Dropout(0.5)(extractor.output)
+    scores = keras.layers.Dense(len(labels), activation="softmax", dtype="float32")(x)
+    model = keras.Model(extractor.input, scores)
     feeds = feeds_of(model)
-    shown = [_features(train, frames, workplace)]
     phases["frames"] = _fit(
         model,
-        data.examples(shown, feeds, settings, clip, recipe.augmentation),
-        data.examples([_features(validation, frames, workplace)], feeds, settings, clip),
+        data.examples([_features(train, frames, workplace)], feeds, settings, _ONE_ROW, recipe.augmentation),
+        data.examples([_features(validation, frames, workplace)], feeds, settings, _ONE_ROW),
         settings,
         workplace,
         "frames",
     )
-    return extractor
 
 
 def _fine_tune(
@@ -355,7 +350,7 @@ def _fine_tune(
         mask = keras.Input((recipe.clip.length,), dtype="bool", name="mask")
         inputs, features = {"frames": frames, "mask": mask}, {"features": features, "mask": mask}
     model = keras.Model(inputs, classifier(features))
-    extraction = Extraction(FramesAsFeatures(recipe.preprocess), "frames", recipe.preprocess, recipe.clip)
+    extraction = extraction_of(recipe, None)
     with workplace.steps("frames", len(train) + len(validation)) as advance:
         kept = [KeptFeatures(clips, extraction, workplace.cache, advance) for clips in (train, validation)]
     settings, feeds = fine_tuning.settings, feeds_of(model)
@@ -390,18 +385,23 @@ def _calibrate(
     return temperature, choose_thresholds(scores, truth, data.labels), figures
 
 
-def _scores_of(video: VideoFeatures, trained: Trained, session: Any) -> Sequence[float] | None:
+def _scores_of(video: VideoFeatures, trained: Trained, session: Session) -> Sequence[float] | None:
     """The scores of a video, made of its clips as the runtime does; None where there is no clip."""
     clips = video.clips(trained.recipe.clip)
     if not clips:
         return None
+    return aggregate_scores(_run_on_clips(session, clips).tolist(), trained.recipe.aggregate)
+
+
+def _run_on_clips(session: Session, clips: Sequence[Clip]) -> Floats:
+    """(N, ...), what a classifier, or its front, gives for clips."""
     features = np.stack([clip.features for clip in clips])
     if features.dtype == np.float16:
         features = features.astype(np.float32)
-    feeds: dict[str, Any] = {session.inputs[0].name: features}
+    feeds: dict[str, NDArray[Any]] = {session.inputs[0].name: features}
     if len(session.inputs) == 2:
         feeds["length"] = np.array([clip.length for clip in clips], np.int32)
-    return aggregate_scores(session.run(feeds)["scores"].tolist(), trained.recipe.aggregate)
+    return session.run(feeds)[session.outputs[0].name]
 
 
 def _features(

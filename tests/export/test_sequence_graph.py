@@ -33,7 +33,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "published_lstm": partial(classifiers.published_lstm, *SIZES),
     "lstm": partial(classifiers.lstm_classifier, *SIZES, mask=True, units=6, dropout=0.5),
     "lstm without mask": partial(classifiers.lstm_classifier, *SIZES, mask=False, units=6),
-    "vote": partial(classifiers.vote_classifier, FEATURES, CLASSES),
+    "vote": partial(classifiers.vote_classifier, 1, FEATURES, CLASSES),
     "statistics": partial(classifiers.statistics_classifier, *SIZES, hidden=7),
     "statistics of some": partial(classifiers.statistics_classifier, *SIZES, first=2, hidden=0),
 }

@@ -218,5 +218,5 @@ def write_uniform_model(path: Path) -> Path:
 def write_vote_model(path: Path) -> Path:
     """Single frames, whose labels vote; other labels than the tiny model has, on the same extractor."""
     about = replace(description(), name="vote", clip=VOTE, aggregate="vote", labels=LABELS[:3])
-    write_model(path, about, extractor(), randomised(vote_classifier(FEATURES, 3)), [clip[:1] for clip in clips()])
+    write_model(path, about, extractor(), randomised(vote_classifier(1, FEATURES, 3)), [clip[:1] for clip in clips()])
     return path

@@ -114,7 +114,7 @@ def layers_of(model: Any, expected: Layers) -> Layers:
     [
         (MASKED["published_gru"], PUBLISHED_GRU),
         (UNMASKED["published_lstm"], PUBLISHED_LSTM),
-        (lambda: vote_classifier(FEATURES, CLASSES), FRAME_VOTE),
+        (lambda: vote_classifier(1, FEATURES, CLASSES), FRAME_VOTE),
     ],
     ids=["gru", "lstm", "vote"],
 )
@@ -127,7 +127,7 @@ def test_published_gru_has_as_many_weights_as_its_source_says() -> None:
 
 
 def test_votes_are_cast_by_frames_of_the_whole_feature_map() -> None:
-    model = vote_classifier(25_088, 101)
+    model = vote_classifier(1, 25_088, 101)
     assert model.input_shape == (None, 1, 25_088)
     # (25088 + 1) * 1024 + 1025 * 512 + 513 * 256 + 257 * 128 + 129 * 101
     assert model.count_params() == 26_393_189
@@ -164,7 +164,7 @@ def test_scores_of_full_clips_sum_to_1(unmasked: Any) -> None:
 
 
 def test_scores_of_single_frames_sum_to_1() -> None:
-    model = vote_classifier(FEATURES, CLASSES)
+    model = vote_classifier(1, FEATURES, CLASSES)
     _check_scores(model, model.predict_on_batch(features(length=1)))
 
 
@@ -226,7 +226,7 @@ def test_saved_unmasked_model_loads_in_safe_mode(keras: Any, unmasked: Any, tmp_
 
 @saves
 def test_saved_vote_loads_in_safe_mode(keras: Any, tmp_path: Path) -> None:
-    _check_saved(keras, vote_classifier(FEATURES, CLASSES), features(length=1), tmp_path)
+    _check_saved(keras, vote_classifier(1, FEATURES, CLASSES), features(length=1), tmp_path)
 
 
 def _check_saved(keras: Any, model: Any, feeds: Any, folder: Path) -> None:

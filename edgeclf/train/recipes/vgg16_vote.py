@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeclf.specs import ClipSpec
 from edgeclf.train.classifiers import vote_classifier
 from edgeclf.train.fit import FitSettings
 from edgeclf.train.recipe import Recipe
-
-
-def _classifier(_length: int, feature_size: int, classes: int, **options: Any) -> Any:
-    return vote_classifier(feature_size, classes, **options)
-
 
 RECIPE = Recipe(
     name="vgg16-vote",
@@ -22,7 +15,7 @@ RECIPE = Recipe(
     pooling="flatten",
     clip=ClipSpec(length=1, rate=1.0, hop_seconds=1.0, stale_seconds=2.0, padding="repeat_last"),
     aggregate="vote",
-    classifier=_classifier,
+    classifier=vote_classifier,
     settings=FitSettings(epochs=20, batch=64, learning_rate=1e-4, patience=3),
     feature_dtype="float16",  # of 7x7x512 values a frame
 )
