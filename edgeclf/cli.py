@@ -20,6 +20,10 @@ _COMMANDS = {
     "evaluate": ("edgeclf.train.command:evaluate", "Measure a model on labelled clips."),
     "bench": ("edgeclf.bench.command:bench", "Measure throughput and latency beside the loops it replaces."),
     "export": ("edgeclf.export.command:export", "Convert a trained model into a bundle that agrees with it."),
+    "verify": ("edgeclf.runtime.verify_command:verify", "Prove on this machine that a bundle gives its own answers."),
+    "bundle": ("edgeclf.export.bundle_command:bundle", "Show a bundle, or add a classifier to it."),
+    "doctor": ("edgeclf.runtime.doctor_command:doctor", "Say what works on this machine, and what does not and why."),
+    "selftest": ("edgeclf.runtime.selftest_command:selftest", "Run everything a GPU can do here, and print a report."),
 }
 _FAILED, _INTERRUPTED = 1, 130
 

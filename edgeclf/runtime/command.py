@@ -27,6 +27,7 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option(
     "--device", type=click.Choice(get_args(Device)), default="auto", show_default=True, help="Where the extractor runs."
 )
+@click.option("--backend", help="What runs it there: onnxruntime, openvino or tensorrt; chosen by device if not given.")
 @click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
@@ -47,6 +48,7 @@ def infer(
     more_sources: tuple[str, ...],
     bundle: str | None,
     device: Device,
+    backend: str | None,
     precision: str,
     batch: int | None,
     conf: float | None,
@@ -78,7 +80,7 @@ def infer(
     _check_usage(names, bundle, form, save, conf)
     failed = False
     shown: list[Prediction] = []
-    with open_classifier(bundle or "", device=device, precision=precision) as classifier:
+    with open_classifier(bundle or "", device=device, precision=precision, backend=backend) as classifier:
         options = classifier.options.with_batch(batch) if batch else classifier.options
         click.echo(_banner(classifier, options.workers), err=True)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k)

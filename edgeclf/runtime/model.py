@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.bundle import ModelBundle
+from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle
 from edgeclf.errors import BundleError
-from edgeclf.runtime.session import Arrays, Placement, Session, open_session
+from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement, Session, open_session
 from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
 
 Floats = NDArray[np.float32]
@@ -60,23 +60,32 @@ class Model:
         self.classifier.close()
 
 
-def open_model(bundle: ModelBundle, device: Device = "auto", *, precision: str = "fp32", threads: int = 1) -> Model:
+def open_model(
+    bundle: ModelBundle,
+    device: Device = "auto",
+    *,
+    precision: str = "fp32",
+    backend: str | None = None,
+    threads: int = 1,
+    max_batch: int = MAX_BATCH,
+) -> Model:
     """The model of a bundle with its extractor on `device`; the classifier runs on one CPU thread.
 
-    A classifier that takes frames is what runs on `device`. threads: inside one run of what runs there. Raises
-    BundleError where a graph is not what the manifest says.
+    A classifier that takes frames is what runs on `device`. backend, threads and max_batch are those of
+    `open_session`, for what runs there. Raises BundleError where a graph is not what the manifest says.
     """
+
+    def on_device(entry: ExtractorEntry | ClassifierEntry) -> Session:
+        graph = bundle.graph(entry, precision)
+        return open_session(graph, device, precision=precision, backend=backend, threads=threads, max_batch=max_batch)
+
     extractor: Session
     if bundle.extractor.has_graph:
-        extractor = open_session(
-            bundle.graph(bundle.extractor, precision), device, precision=precision, threads=threads
-        )
+        extractor = on_device(bundle.extractor)
         classifier = open_session(bundle.graph(bundle.classifier), "cpu")
     else:
         extractor = FramesAsFeatures(bundle.extractor.preprocess)
-        classifier = open_session(
-            bundle.graph(bundle.classifier, precision), device, precision=precision, threads=threads
-        )
+        classifier = on_device(bundle.classifier)
     _check_tensors("extractor", bundle.extractor, extractor)
     _check_tensors("classifier", bundle.classifier, classifier)
     entry = bundle.classifier

@@ -191,12 +191,14 @@ def open_classifier(
     *,
     device: Device = "auto",
     precision: str = "fp32",
+    backend: str | None = None,
     threshold: float | None = None,
     options: LoopOptions | None = None,
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
-    device: "auto", "cpu", "cuda" or "tensorrt". threshold: the score below which any label is "unknown",
-    instead of the bundle's own. Raises BundleError and SessionError.
+    device: "auto", "cpu", "cuda" or "tensorrt". backend: what runs the graphs there, as of `open_session`. threshold:
+    the score below which any label is "unknown", instead of the bundle's own. Raises BundleError and SessionError.
     """
-    return Classifier(open_model(open_bundle(name), device, precision=precision), options, threshold=threshold)
+    model = open_model(open_bundle(name), device, precision=precision, backend=backend)
+    return Classifier(model, options, threshold=threshold)

@@ -57,10 +57,17 @@ Opener = Callable[..., Session]
 
 BACKENDS: Registry[Opener] = Registry(
     "backend",
-    {"onnxruntime": "edgeclf.runtime.sessions.onnxruntime:open_onnxruntime"},
+    {
+        "onnxruntime": "edgeclf.runtime.sessions.onnxruntime:open_onnxruntime",
+        "openvino": "edgeclf.runtime.sessions.openvino:open_openvino",
+        "tensorrt": "edgeclf.runtime.sessions.tensorrt:open_tensorrt",
+    },
     error=SessionError,
     group="edgeclf.sessions",
 )
+
+
+MAX_BATCH = 16
 
 
 def open_session(
@@ -68,13 +75,17 @@ def open_session(
     device: Device = "auto",
     *,
     precision: str = "fp32",
-    backend: str = "onnxruntime",
+    backend: str | None = None,
     threads: int = 1,
+    max_batch: int = MAX_BATCH,
 ) -> Session:
     """A session for the ONNX file `graph`.
 
     device: "auto" takes CUDA where it works and the CPU elsewhere; a device that is named and does not work
-    raises SessionError with the reason. precision: what the file holds, for the record. threads: inside one
-    run; 0 leaves the library as it comes.
+    raises SessionError with the reason. backend: "onnxruntime", "openvino" or "tensorrt"; without a name it is
+    "tensorrt" for the device of that name and "onnxruntime" for all others. precision: what the file holds, for the
+    record. threads: inside one run; 0 leaves the library as it comes. max_batch: the largest batch that `run` will be
+    given; backends without fixed shapes take larger ones too.
     """
-    return BACKENDS.load(backend)(graph, device=device, precision=precision, threads=threads)
+    name = backend or ("tensorrt" if device == "tensorrt" else "onnxruntime")
+    return BACKENDS.load(name)(graph, device=device, precision=precision, threads=threads, max_batch=max_batch)

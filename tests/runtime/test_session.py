@@ -12,7 +12,7 @@ from edgeclf.runtime.session import BACKENDS, Session, open_session
 from edgeclf.runtime.sessions import onnxruntime as backend
 from edgeclf.specs import TensorSpec
 
-BACKEND_NAMES = list(BACKENDS)
+BACKEND_NAMES = ["onnxruntime", "openvino"]  # those that run on the CPU
 
 
 @pytest.fixture(params=BACKEND_NAMES)

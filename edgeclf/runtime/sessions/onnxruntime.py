@@ -20,8 +20,11 @@ _LOG_FATAL = 4  # provider failures are raised below; ONNX Runtime would print t
 _GPU_HINT = 'pip uninstall -y onnxruntime && pip install "edgeclf[gpu]"'
 
 
-def open_onnxruntime(graph: Path, *, device: Device, precision: str, threads: int) -> OnnxRuntimeSession:
+def open_onnxruntime(
+    graph: Path, *, device: Device, precision: str, threads: int, max_batch: int
+) -> OnnxRuntimeSession:
     """A session on `device`; "auto" is CUDA where a driver and a provider are there and work, else the CPU."""
+    del max_batch  # any batch runs
     ort = _import_onnxruntime()
     if device == "auto":
         reason = _why_not(ort, "cuda")
