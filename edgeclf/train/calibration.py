@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgeclf.errors import DataError
+from edgeclf.metrics import Floats, Ints, winners
 from edgeclf.model_directory import import_keras
-from edgeclf.train.metrics import Floats, Ints, winners
 
 TEMPERATURES = (0.05, 20.0)  # what is searched
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from edgeclf.dataset import LabelledClip
     from edgeclf.runtime.model import Model
-    from edgeclf.train.dataset import LabelledClip
     from edgeclf.train.evaluation import Evaluation
     from edgeclf.train.recipe import Recipe
     from edgeclf.train.training import Precision, Workplace
@@ -140,8 +140,8 @@ def _options() -> list[click.Parameter]:
 
 def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
     """Train by one recipe; what `edgeclf train NAME` does."""
+    from edgeclf.dataset import load_dataset, with_validation
     from edgeclf.train.cross_validation import cross_validate
-    from edgeclf.train.dataset import load_dataset, with_validation
     from edgeclf.train.outcome import train_model
 
     recipe = _changed_recipe(recipe_name, options)
@@ -294,7 +294,7 @@ def evaluate(
 def _evaluated_clips(
     data: Path, classes: Collection[str], split: str | None, draw: int | None, length: int
 ) -> list[LabelledClip]:
-    from edgeclf.train.dataset import draw_image_clips, load_dataset
+    from edgeclf.dataset import draw_image_clips, load_dataset
 
     dataset = load_dataset(data, classes=classes, images_per_clip=length)
     has_splits = bool(dataset.split("validation") or dataset.split("test"))

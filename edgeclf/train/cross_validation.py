@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeclf.dataset import Dataset, LabelledClip, with_validation
+from edgeclf.folds import grouped_folds
 from edgeclf.model_directory import import_keras
-from edgeclf.train.dataset import Dataset, LabelledClip, with_validation
 from edgeclf.train.evaluation import Evaluation, evaluation_of
-from edgeclf.train.folds import grouped_folds
 from edgeclf.train.recipe import Recipe
 from edgeclf.train.training import Workplace, score, train_recipe
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeclf import metrics
+from edgeclf.dataset import LabelledClip
 from edgeclf.errors import DataError
+from edgeclf.metrics import Averages, ClassFigures, Curve, Flags, Floats, Interval, Ints, Reliability
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import LoopOptions, run_loop
 from edgeclf.runtime.records import Result, SourceEnd
-from edgeclf.train import metrics
-from edgeclf.train.dataset import LabelledClip
-from edgeclf.train.metrics import Averages, ClassFigures, Curve, Flags, Floats, Interval, Ints, Reliability
 from edgeclf.video import VideoSource, redacted
 
 FAILED = "(failed)"  # what is found in a clip that cannot be read; always wrong

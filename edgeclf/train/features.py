@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeclf.bundle import sha256_of
 from edgeclf.clips import Clip, ClipAssembler, Sample
+from edgeclf.dataset import LabelledClip
 from edgeclf.errors import EdgeclfError
 from edgeclf.model_directory import ARCHIVE_ERRORS
 from edgeclf.preprocess import limit_opencv_threads
@@ -27,7 +28,6 @@ from edgeclf.runtime.session import Session
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, decode
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.train.augment import Augmentation, Pictures, drawn_change
-from edgeclf.train.dataset import LabelledClip
 from edgeclf.video import VideoSource, open_video
 
 log = logging.getLogger(__name__)

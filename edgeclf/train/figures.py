@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeclf.errors import EdgeclfError, import_extra
-from edgeclf.train.metrics import Curve, Floats, Reliability
+from edgeclf.metrics import Curve, Floats, Reliability
 from edgeclf.video import RgbImage, VideoSource, open_video
 
 SERIES = 10  # colours that can be told apart

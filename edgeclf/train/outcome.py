@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.model_directory import ModelDescription, import_keras, write_model
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
-from edgeclf.train.dataset import Dataset, LabelledClip
 from edgeclf.train.evaluation import Evaluation
 from edgeclf.train.features import content_hash, open_clip
 from edgeclf.train.fit import write_log

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeclf.dataset import LabelledClip
+from edgeclf.metrics import Curve, Reliability, reliability
 from edgeclf.train import figures
 from edgeclf.train.calibration import apply_temperature
-from edgeclf.train.dataset import LabelledClip
 from edgeclf.train.evaluation import FAILED, LEVEL, Evaluation
-from edgeclf.train.metrics import Curve, Reliability, reliability
 from edgeclf.train.report_page import PAGE, STYLE
 
 _PICTURES = 6  # of each wrong clip

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.clips import Clip
+from edgeclf.dataset import LabelledClip, draw_image_clips
 from edgeclf.model_directory import classifier_session, extractor_session, import_keras
 from edgeclf.runtime.model import Floats
 from edgeclf.runtime.records import aggregate_scores
@@ -24,7 +25,6 @@ from edgeclf.runtime.session import Session
 from edgeclf.specs import ClipSpec
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.calibration import choose_thresholds, fit_temperature, fold_temperature
-from edgeclf.train.dataset import LabelledClip, draw_image_clips
 from edgeclf.train.evaluation import Evaluation, evaluation_of
 from edgeclf.train.examples import ClipExamples, Feeds, feeds_of
 from edgeclf.train.extractors import fine_tunable

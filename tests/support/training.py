@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.model_directory import import_keras
 from edgeclf.train import fit
-from edgeclf.train.dataset import Dataset, LabelledClip
 from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, features_of
 from edgeclf.train.fit import FitSettings
 from edgeclf.train.overrides import with_overrides

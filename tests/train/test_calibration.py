@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeclf import metrics
 from edgeclf.errors import DataError
+from edgeclf.metrics import Floats, Ints
 from edgeclf.model_directory import import_keras
-from edgeclf.train import metrics
 from edgeclf.train.calibration import (
     TEMPERATURES,
     apply_temperature,
@@ -18,7 +19,6 @@ from edgeclf.train.calibration import (
     fit_temperature,
     fold_temperature,
 )
-from edgeclf.train.metrics import Floats, Ints
 from tests.support.labelled import require_keras
 
 NAN = math.nan

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeclf.dataset import LabelledClip
 from edgeclf.errors import DataError
 from edgeclf.train import cross_validation
 from edgeclf.train.cross_validation import cross_validate
-from edgeclf.train.dataset import LabelledClip
 from edgeclf.train.evaluation import FAILED, Evaluation, evaluation_of
 from edgeclf.train.recipe import RECIPES
 from tests.support.training import Told

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeclf.dataset import LabelledClip, load_dataset
 from edgeclf.errors import DataError
 from edgeclf.runtime.pipeline import LoopOptions, open_classifier
-from edgeclf.train.dataset import LabelledClip, load_dataset
 from edgeclf.train.evaluation import FAILED, ClassScore, Evaluation, evaluate, evaluation_of
 from tests.support.labelled import edgeclf, write_color_clips, write_csv
 from tests.support.videos import BLUE, RED, plain, write_video

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeclf.dataset import LabelledClip
 from edgeclf.errors import EdgeclfError, VideoError
 from edgeclf.runtime.model import FramesAsFeatures
 from edgeclf.runtime.pipeline import LoopOptions, open_classifier, run_loop
@@ -20,7 +21,6 @@ from edgeclf.runtime.records import Prediction
 from edgeclf.runtime.session import Session
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.train.augment import Augmentation
-from edgeclf.train.dataset import LabelledClip
 from edgeclf.train.examples import ClipExamples
 from edgeclf.train.features import (
     AS_IT_IS,

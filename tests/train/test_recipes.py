@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeclf.dataset import Dataset
 from edgeclf.errors import DataError
 from edgeclf.model_directory import ModelDescription, load_keras, open_keras_model, read_description, read_parity
 from edgeclf.runtime.pipeline import LoopOptions
-from edgeclf.train.dataset import Dataset
 from edgeclf.train.evaluation import evaluate
 from edgeclf.train.outcome import train_model
 from edgeclf.train.recipe import RECIPES, Recipe

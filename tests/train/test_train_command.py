@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeclf.dataset import Dataset
 from edgeclf.train import cross_validation, outcome, theatre_recipe
-from edgeclf.train.dataset import Dataset
 from edgeclf.train.recipe import RECIPES, Recipe
 from edgeclf.train.theatre_recipe import TheatreSettings
 from edgeclf.train.training import Workplace

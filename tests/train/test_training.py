@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.errors import DataError
 from edgeclf.model_directory import load_keras, open_keras_model
 from edgeclf.runtime.pipeline import LoopOptions
@@ -21,7 +22,6 @@ from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.train import features, training
 from edgeclf.train import fit as fitting
 from edgeclf.train.augment import Augmentation
-from edgeclf.train.dataset import Dataset, LabelledClip
 from edgeclf.train.evaluation import FAILED, evaluate
 from edgeclf.train.examples import ClipExamples, feeds_of
 from edgeclf.train.features import VideoFeatures

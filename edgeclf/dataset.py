@@ -12,8 +12,8 @@ from typing import Literal
 
 from edgeclf.bundle import sha256_of
 from edgeclf.errors import DataError
-from edgeclf.train.folds import unit_of, validation_of
-from edgeclf.train.layouts import (
+from edgeclf.folds import unit_of, validation_of
+from edgeclf.layouts import (
     IMAGES_PER_CLIP,
     LabelledClip,
     clips_of_pictures,

@@ -11,7 +11,7 @@ import pytest
 
 from edgeclf.errors import DataError
 from edgeclf.image_source import ImageSource
-from edgeclf.train.layouts import (
+from edgeclf.layouts import (
     LabelledClip,
     clips_of_pictures,
     draw_image_clips,

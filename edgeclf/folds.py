@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from edgeclf.errors import DataError, import_extra
-from edgeclf.train.layouts import LabelledClip
+from edgeclf.layouts import LabelledClip
 
 _MOST_FOLDS = 20  # shares are met to a twentieth
 _ATTEMPTS = 20  # at a draw that leaves every class on both sides, where groups hold several classes

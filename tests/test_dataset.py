@@ -9,8 +9,7 @@ from typing import Literal
 
 import pytest
 
-from edgeclf.errors import DataError
-from edgeclf.train.dataset import (
+from edgeclf.dataset import (
     Dataset,
     LabelledClip,
     draw_image_clips,
@@ -18,6 +17,7 @@ from edgeclf.train.dataset import (
     load_ucf101,
     with_validation,
 )
+from edgeclf.errors import DataError
 from tests.support.labelled import write_csv
 
 UCF101_8 = [(1, 824, 220), (2, 728, 316), (3, 725, 319)]  # official split, clips for training and for test
@@ -137,7 +137,7 @@ def test_only_files_of_equal_size_are_read(tmp_path: Path, monkeypatch: pytest.M
         read.append(path.name)
         return path.name
 
-    monkeypatch.setattr("edgeclf.train.dataset.sha256_of", hashed)
+    monkeypatch.setattr("edgeclf.dataset.sha256_of", hashed)
     write_files(tmp_path, {"run/a.avi": "1", "run/b.avi": "22", "sit/c.avi": "33", "sit/d.avi": "4444"})
     load_dataset(tmp_path)
     assert read == ["b.avi", "c.avi"]

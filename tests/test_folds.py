@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeclf.errors import DataError
-from edgeclf.train.folds import grouped_folds, unit_of, validation_of
-from edgeclf.train.layouts import LabelledClip
+from edgeclf.folds import grouped_folds, unit_of, validation_of
+from edgeclf.layouts import LabelledClip
 
 
 @pytest.fixture(autouse=True)

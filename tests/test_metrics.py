@@ -8,8 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgeclf.train import metrics
-from edgeclf.train.metrics import UNREAD, Floats, Interval, Ints
+from edgeclf import metrics
+from edgeclf.metrics import UNREAD, Floats, Interval, Ints
 
 CLASSES = 5
 
