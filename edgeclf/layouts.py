@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeclf.errors import DataError
 from edgeclf.image_source import IMAGE_RATE, IMAGE_SUFFIXES, ImageSource
-from edgeclf.video import VIDEO_SUFFIXES, VideoSource
+from edgeclf.video import VIDEO_SUFFIXES, VideoSource, open_video
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ class LabelledClip:
     def source(self) -> Path | VideoSource:
         """What its frames are read from: the path of a video, or a new source of the pictures."""
         return ImageSource(self.name, self.images, rate=IMAGE_RATE) if self.images else self.path
+
+    def open(self) -> VideoSource:
+        """A new source of its frames."""
+        source = self.source
+        return open_video(source) if isinstance(source, Path) else source
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from edgeclf.runtime.session import Session
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, decode
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.train.augment import Augmentation, Pictures, drawn_change
-from edgeclf.video import VideoSource, open_video
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +198,7 @@ def _extracted(
     """Features of each clip with its index, as they are finished; decoding runs beside the extractor."""
     limit_opencv_threads()
     sources = (
-        decode(SourceId(index, clip.name), partial(open_clip, clip), extraction.preprocess, extraction.clip)
+        decode(SourceId(index, clip.name), clip.open, extraction.preprocess, extraction.clip)
         for index, clip in enumerate(clips)
     )
     changes = [view.change(content_hash(clip) if view.number else "") for clip in clips]
@@ -216,12 +214,6 @@ def _extracted(
                 index = ended.id.index
                 error = str(ended.end.error or "")
                 yield index, _assembled(samples.pop(index, []), rows.pop(index, []), extraction, error)
-
-
-def open_clip(clip: LabelledClip) -> VideoSource:
-    """A new source of a clip's frames."""
-    source = clip.source
-    return open_video(source) if isinstance(source, Path) else source
 
 
 def _run(

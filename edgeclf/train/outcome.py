@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.model_directory import ModelDescription, import_keras, write_model
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
 from edgeclf.train.evaluation import Evaluation
-from edgeclf.train.features import content_hash, open_clip
+from edgeclf.train.features import content_hash
 from edgeclf.train.fit import write_log
 from edgeclf.train.recipe import Recipe
 from edgeclf.train.report import write_report
@@ -141,7 +140,7 @@ def _parity_clips(recipe: Recipe, validation: Sequence[LabelledClip]) -> list[ND
     in_turn = [clips[turn] for turn in range(most) for clips in by_label.values() if turn < len(clips)]
     chosen: list[NDArray[np.uint8]] = []
     for clip in in_turn:
-        items = decode(SourceId(0, clip.name), partial(open_clip, clip), recipe.preprocess, recipe.clip)
+        items = decode(SourceId(0, clip.name), clip.open, recipe.preprocess, recipe.clip)
         pixels = [item.pixels for item in items if isinstance(item, SampledFrame) for _ in range(item.sample.slots)]
         if pixels:
             chosen.append(np.stack(pixels[: recipe.clip.length]))
