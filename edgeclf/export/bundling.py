@@ -22,10 +22,14 @@ from edgeclf.bundle import (
     sha256_of,
     write_manifest,
 )
-from edgeclf.errors import BundleError, ExportError
+from edgeclf.errors import BundleError, ExportError, ParityError
 from edgeclf.export.card import CARD_NAME, model_card
 from edgeclf.export.extractor import onnx_from_keras_extractor, onnx_from_keras_network
+from edgeclf.export.golden import golden_of
+from edgeclf.export.lint import require_lint
+from edgeclf.export.lowering import Lowered, Lowering, add_precisions
 from edgeclf.export.parity import Check, check_parity, require_parity
+from edgeclf.export.report import REPORT_NAME, report_page
 from edgeclf.export.sequence_graph import onnx_from_keras_classifier
 from edgeclf.model_directory import (
     CLASSIFIER_NAME,
@@ -34,8 +38,11 @@ from edgeclf.model_directory import (
     classifier_session,
     extractor_session,
     load_keras,
+    open_keras_model,
     read_description,
 )
+from edgeclf.runtime.golden import GOLDEN_NAME, write_golden
+from edgeclf.runtime.verify import open_classifiers, table, verify_bundle
 from edgeclf.specs import TensorSpec
 
 EXTRACTOR_GRAPH, CLASSIFIER_GRAPH = "extractor.onnx", "classifier.onnx"
@@ -49,14 +56,17 @@ def export_bundle(
     *,
     also: Sequence[Path] = (),
     clips: Sequence[str] = (),
+    golden: Sequence[str] = (),
+    lowering: Lowering | None = None,
     say: Say = lambda _: None,
 ) -> ModelBundle:
     """Write the bundle `target` of the model directory `model_path`, if it agrees with Keras; it is returned opened.
 
     also: other model directories with the same extractor, whose classifiers the bundle shall hold too, each by its
-    model's name. clips: videos that are compared from decoding to label, beside the frames in the model directory. An
-    older bundle at `target` is replaced; where the gate fails nothing is. Raises BundleError where `target` is no place
-    for a bundle, ExportError and ParityError.
+    model's name. clips: videos that are compared from decoding to label, beside the frames in the model directory.
+    golden: videos of which a few frames go into the bundle, for `edgeclf verify`, beside rendered ones. lowering:
+    precisions beside FP32. An older bundle at `target` is replaced; where the gate fails nothing is. Raises BundleError
+    where `target` is no place for a bundle, ExportError and ParityError.
     """
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +78,13 @@ def export_bundle(
         manifest = write_graphs(path, models)
         write_manifest(path, manifest)
         reports = [
-            _proven(bundle, model, clips, say) for bundle, model in zip(_opened(path, manifest), models, strict=True)
+            proven(bundle, model, clips, say) for bundle, model in zip(_opened(path, manifest), models, strict=True)
         ]
-        _finish(path, manifest, models, reports)
-        _put_in_place(path, target)
+        lowered = add_precisions(path, manifest, models, lowering or Lowering(), say)
+        write_golden(path, golden_of([open_keras_model(model) for model in models], clips=golden))
+        _finish(path, lowered, models, reports)
+        _replay(path, say)
+        put_in_place(path, target)
     return _opened(target, manifest)[0]
 
 
@@ -82,7 +95,7 @@ def _opened(path: Path, manifest: Manifest) -> list[ModelBundle]:
     return [open_bundle(f"{path}#{entry.name}") for entry in manifest.classifiers]
 
 
-def _proven(bundle: ModelBundle, model_path: Path, clips: Sequence[str], say: Say) -> list[Check]:
+def proven(bundle: ModelBundle, model_path: Path, clips: Sequence[str], say: Say) -> list[Check]:
     """The checks of one classifier, which all passed."""
     say(f"comparing {bundle.classifier.name} with Keras")
     checks = check_parity(bundle, model_path, clips)
@@ -96,7 +109,7 @@ def _proven(bundle: ModelBundle, model_path: Path, clips: Sequence[str], say: Sa
 
 
 @dataclass(frozen=True, slots=True)
-class _Graphs:
+class Graphs:
     """A model directory in ONNX: the bytes of its graphs, and the tensors that they take and give."""
 
     path: Path
@@ -115,13 +128,13 @@ def write_graphs(path: Path, models: Sequence[Path]) -> Manifest:
     Raises ExportError where their extractors or preprocessing differ.
     """
     descriptions = [read_description(model) for model in models]
-    names = _classifier_files([description.name for description in descriptions])
+    names = classifier_files([description.name for description in descriptions])
     for model, description in zip(models, descriptions, strict=True):
         if description.preprocess != descriptions[0].preprocess:
             raise ExportError(
                 f"{model} preprocesses frames in another way than {models[0]}", hint="export it as its own bundle"
             )
-    converted = [_graphs_of(model, about) for model, about in zip(models, descriptions, strict=True)]
+    converted = [graphs_of(model, about) for model, about in zip(models, descriptions, strict=True)]
     first = converted[0]
     _require_one_extractor(converted)
     graphs = {name: one.classifier for name, one in zip(names, converted, strict=True)}
@@ -137,14 +150,15 @@ def write_graphs(path: Path, models: Sequence[Path]) -> Manifest:
             first.frames,
             first.features,
         ),
-        classifiers=tuple(_classifier_entry(one, name) for name, one in zip(names, converted, strict=True)),
+        classifiers=tuple(classifier_entry(one, name) for name, one in zip(names, converted, strict=True)),
         files={name: sha256_of(path / name) for name in graphs},
         parity={},
-        provenance=_provenance(converted),
+        provenance=provenance_of(converted),
     )
 
 
-def _graphs_of(model_path: Path, description: ModelDescription) -> _Graphs:
+def graphs_of(model_path: Path, description: ModelDescription) -> Graphs:
+    """A model directory converted to ONNX."""
     extractor, classifier = load_keras(model_path)
     frames_to_features = extractor_session(extractor, description.preprocess)
     features_to_scores = classifier_session(classifier, description.clip)
@@ -160,7 +174,7 @@ def _graphs_of(model_path: Path, description: ModelDescription) -> _Graphs:
     else:
         extractor_graph = _bytes(onnx_from_keras_extractor(extractor), {**about_frames, "role": "extractor"})
         graph = onnx_from_keras_classifier(classifier, description.clip)
-    return _Graphs(
+    return Graphs(
         model_path,
         description,
         extractor_graph,
@@ -173,15 +187,16 @@ def _graphs_of(model_path: Path, description: ModelDescription) -> _Graphs:
 
 
 def _bytes(model: Any, keys: Mapping[str, str]) -> bytes:
-    """The graph's file, with keys that explain it where it is found alone."""
+    """The graph's file, with keys that explain it where it is found alone; raises ExportError where it is unfit."""
     from onnx import helper
 
+    require_lint(model, role=keys["role"])
     helper.set_model_props(model, {f"edgeclf.{key}": value for key, value in keys.items()})
     written: bytes = model.SerializeToString(deterministic=True)
     return written
 
 
-def _require_one_extractor(converted: Sequence[_Graphs]) -> None:
+def _require_one_extractor(converted: Sequence[Graphs]) -> None:
     """A bundle has one: that of all models must be the same to the last byte."""
     for other in converted:
         if other.extractor != converted[0].extractor:
@@ -191,7 +206,7 @@ def _require_one_extractor(converted: Sequence[_Graphs]) -> None:
             )
 
 
-def _classifier_files(names: Sequence[str]) -> list[str]:
+def classifier_files(names: Sequence[str]) -> list[str]:
     """The file of each classifier; raises ExportError where the names of the models do not fit beside each other."""
     for place, name in enumerate(names):
         if name in names[:place]:
@@ -204,7 +219,8 @@ def _classifier_files(names: Sequence[str]) -> list[str]:
     return files
 
 
-def _classifier_entry(graphs: _Graphs, file: str) -> ClassifierEntry:
+def classifier_entry(graphs: Graphs, file: str) -> ClassifierEntry:
+    """What the manifest says of a classifier whose graph is in `file`."""
     description = graphs.description
     return ClassifierEntry(
         description.name,
@@ -219,7 +235,7 @@ def _classifier_entry(graphs: _Graphs, file: str) -> ClassifierEntry:
     )
 
 
-def _provenance(converted: Sequence[_Graphs]) -> dict[str, Any]:
+def provenance_of(converted: Sequence[Graphs]) -> dict[str, Any]:
     """That of the first model, and under `also` of the others by their names."""
     first, *others = converted
     return {
@@ -232,7 +248,7 @@ def _provenance(converted: Sequence[_Graphs]) -> dict[str, Any]:
     }
 
 
-def _origin(graphs: _Graphs) -> dict[str, Any]:
+def _origin(graphs: Graphs) -> dict[str, Any]:
     description = graphs.description
     files = (EXTRACTOR_NAME, CLASSIFIER_NAME) if description.has_extractor else (CLASSIFIER_NAME,)
     return {
@@ -246,23 +262,44 @@ def _origin(graphs: _Graphs) -> dict[str, Any]:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _finish(path: Path, manifest: Manifest, models: Sequence[Path], reports: Sequence[Sequence[Check]]) -> None:
-    """Add the report, in which each check names its classifier, and the model card."""
-    cards = [model_card(read_description(model), checks) for model, checks in zip(models, reports, strict=True)]
+def _finish(path: Path, lowered: Lowered, models: Sequence[Path], reports: Sequence[Sequence[Check]]) -> None:
+    """Add the report, in which each check names its classifier, the same as a page, and the model card."""
+    manifest = lowered.manifest
+    cards = [
+        model_card(read_description(model), checks, [one for one in lowered.reports if one.classifier == entry.name])
+        for model, checks, entry in zip(models, reports, manifest.classifiers, strict=True)
+    ]
     (path / CARD_NAME).write_text("\n".join(cards), encoding="utf-8")
     written = manifest.to_dict()
-    written["files"][CARD_NAME] = sha256_of(path / CARD_NAME)
     written["parity"] = {
         "fp32": [
             {"classifier": entry.name, **check.to_dict()}
             for entry, checks in zip(manifest.classifiers, reports, strict=True)
             for check in checks
-        ]
+        ],
+        **{
+            precision: [report.to_dict() for report in lowered.reports if report.precision == precision]
+            for precision in dict.fromkeys(report.precision for report in lowered.reports)
+        },
+        **({"left_out": lowered.left_out} if lowered.left_out else {}),
     }
+    (path / REPORT_NAME).write_text(report_page(written), encoding="utf-8")
+    for name in (CARD_NAME, REPORT_NAME, GOLDEN_NAME):
+        written["files"][name] = sha256_of(path / name)
     write_manifest(path, Manifest.from_dict(json.loads(json.dumps(written))))
 
 
-def _put_in_place(path: Path, target: Path) -> None:
+def _replay(path: Path, say: Say) -> None:
+    """The bundle as it was written gives its golden answers, as `edgeclf verify` will ask of it elsewhere."""
+    verdicts = [verdict for bundle in open_classifiers(path) for verdict in verify_bundle(bundle, device="cpu")]
+    if failed := [verdict for verdict in verdicts if not verdict.passed]:
+        raise ParityError(
+            "the bundle does not give its own golden answers:\n" + table(path, failed), hint="nothing was written"
+        )
+    say("golden inputs replayed")
+
+
+def put_in_place(path: Path, target: Path) -> None:
     """Rename the finished bundle; an older one is moved aside first, and back if that fails."""
     older = path.with_name("older")
     if target.exists():

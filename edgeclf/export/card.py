@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from edgeclf.export.parity import Check
+from edgeclf.export.precision import PrecisionReport
 from edgeclf.model_directory import ModelDescription
 from edgeclf.specs import ClipSpec, PreprocessSpec
 
@@ -16,8 +17,10 @@ _LOWEST_CLASSES = 10
 _MANY_COUNTS = 12
 
 
-def model_card(description: ModelDescription, checks: Iterable[Check]) -> str:
-    """Markdown made of the model's own records: `provenance`, `evaluation` and the parity report of its classifier."""
+def model_card(
+    description: ModelDescription, checks: Iterable[Check], precisions: Iterable[PrecisionReport] = ()
+) -> str:
+    """Markdown made of the model's own records: `provenance`, `evaluation` and the parity reports of its classifier."""
     provenance = dict(description.provenance)
     lines = [
         f"# {description.name}",
@@ -43,6 +46,7 @@ def model_card(description: ModelDescription, checks: Iterable[Check]) -> str:
         "## Agreement with Keras",
         "",
         *(f"- {check}" for check in checks),
+        *(f"- {report}" for report in precisions),
         "",
     ]
     return "\n".join(lines)

@@ -64,3 +64,12 @@ def checked_model(name: str, nodes: Sequence[Any], inputs: Sequence[Any], output
     )
     checker.check_model(made, full_check=True)
     return made
+
+
+def checked_again(model: Any) -> Any:
+    """A model that a tool has rewritten: in our versions, checked, and nothing said about its maker."""
+    from onnx import checker
+
+    model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "edgeclf", ""
+    checker.check_model(model, full_check=True)
+    return model

@@ -56,7 +56,7 @@ def infer(
     form: str,
     save: Path | None,
 ) -> None:
-    r"""Classify SOURCES: video files, folders of them, or quoted globs.
+    """Classify SOURCES: video files, folders of them, or quoted globs.
 
     A video longer than one clip gives a timeline. What runs, and errors, stand on stderr; exit code 1 says that
     a source failed, after all others were done. Without any source or option a demo is played.

@@ -15,6 +15,7 @@ from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement, Session, open_
 from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
 
 Floats = NDArray[np.float32]
+BF16 = "bf16"  # a way to calculate rather than a graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,12 @@ def open_model(
     """The model of a bundle with its extractor on `device`; the classifier runs on one CPU thread.
 
     A classifier that takes frames is what runs on `device`. backend, threads and max_batch are those of
-    `open_session`, for what runs there. Raises BundleError where a graph is not what the manifest says.
+    `open_session`, for what runs there. Precision "bf16" runs the fp32 graph, where the backend can. Raises BundleError
+    where a graph is not what the manifest says.
     """
 
     def on_device(entry: ExtractorEntry | ClassifierEntry) -> Session:
-        graph = bundle.graph(entry, precision)
+        graph = bundle.graph(entry, "fp32" if precision == BF16 else precision)
         return open_session(graph, device, precision=precision, backend=backend, threads=threads, max_batch=max_batch)
 
     extractor: Session

@@ -55,7 +55,7 @@ def test_bundle_of_two_asks_for_a_name(both: ModelBundle) -> None:
 
 
 def test_one_extractor_and_a_graph_for_each_classifier(both: ModelBundle, exported: ModelBundle) -> None:
-    files = {EXTRACTOR_GRAPH, CLASSIFIER_GRAPH, "vote.onnx", "MODEL_CARD.md"}
+    files = {EXTRACTOR_GRAPH, CLASSIFIER_GRAPH, "vote.onnx", "MODEL_CARD.md", "golden.npz", "report.html"}
     assert set(both.manifest.files) == files
     for name in (EXTRACTOR_GRAPH, CLASSIFIER_GRAPH):
         assert both.manifest.files[name] == exported.manifest.files[name]

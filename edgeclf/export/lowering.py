@@ -1,0 +1,195 @@
+"""Lower precisions of a bundle: made, judged on real clips, and kept only where they pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclf.bundle import (
+    ClassifierEntry,
+    ExtractorEntry,
+    Manifest,
+    ModelBundle,
+    open_bundle,
+    sha256_of,
+    write_manifest,
+)
+from edgeclf.dataset import Dataset
+from edgeclf.errors import ExportError
+from edgeclf.export.half import half_from_onnx, half_share
+from edgeclf.export.lint import require_lint
+from edgeclf.export.precision import LIMITS, MIN_WINDOWS, PrecisionReport, judge, require_precision
+from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share
+from edgeclf.export.windows import SampledClip, calibration_input, parity_clips, sampled_clips
+from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.model import open_model
+
+Say = Callable[[str], None]
+_Entry = TypeVar("_Entry", ExtractorEntry, ClassifierEntry)
+
+
+# INT8 in the form that TensorRT takes, and in the one that CPUs are faster with (ONNX Runtime's names for both).
+_FORMS: Mapping[str, QuantisationForm] = {
+    "int8": QuantisationForm(symmetric=True),
+    "u8s8": QuantisationForm(symmetric=False),
+}
+_FLOAT_LAYERS = (0, 4, 10)  # are tried one after the other until the gate is passed
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """Which precisions a bundle shall hold beside FP32, and the clips that decide about them."""
+
+    precisions: tuple[str, ...] = ()
+    data: tuple[Dataset, ...] = ()  # labelled clips of each model, in the models' order; may be left out for FP16 alone
+    split: str = "test"  # the clips that they are judged on; those of "train" calibrate INT8
+    allow: bool = False  # a precision that fails is left out, instead of the whole bundle
+    min_windows: int = MIN_WINDOWS
+
+    def __post_init__(self) -> None:
+        for precision in self.precisions:
+            if precision not in LIMITS:
+                raise ExportError(f"there is no precision {precision!r}", hint=f"choose of {', '.join(LIMITS)}")
+        if set(self.precisions) & set(_FORMS) and not self.data:
+            raise ExportError(
+                "INT8 is calibrated on training clips and judged on labelled ones", hint="name them with --data"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The manifest with the precisions that passed, all reports, and why the others were left out."""
+
+    manifest: Manifest
+    reports: tuple[PrecisionReport, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def add_precisions(path: Path, manifest: Manifest, models: Sequence[Path], lowering: Lowering, say: Say) -> Lowered:
+    """Write the graphs of all precisions into the bundle in the folder `path`, judge them, and keep those that pass.
+
+    The bundle's FP32 graphs are there and proven. INT8 that fails is tried again with more of its first layers in
+    float32. Raises ParityError where a precision fails and may not be left out.
+    """
+    if lowering.data and len(lowering.data) != len(models):
+        raise ExportError(
+            f"{len(models)} models need labelled clips each, {len(lowering.data)} sets are there",
+            hint="name --data once for each model, in their order",
+        )
+    lowered = Lowered(manifest)
+    for precision in dict.fromkeys(lowering.precisions):
+        lowered = _with_precision(lowered, precision, _Maker(path, tuple(models), lowering, say))
+    return lowered
+
+
+def _with_precision(lowered: Lowered, precision: str, maker: _Maker) -> Lowered:
+    """What there is with one precision more, or with the reasons why it is not there."""
+    allowed = maker.lowering.min_windows
+    for float_layers in _FLOAT_LAYERS if precision in _FORMS else (0,):
+        manifest, reports = maker.judged(lowered.manifest, precision, float_layers)
+        failures = [f"{one.classifier}: {failure}" for one in reports for failure in one.failures(min_windows=allowed)]
+        if not failures:
+            return Lowered(manifest, (*lowered.reports, *reports), lowered.left_out)
+    if not maker.lowering.allow:
+        require_precision(reports, min_windows=allowed)
+    for file in set(manifest.files) - set(lowered.manifest.files):
+        (maker.path / file).unlink()
+    write_manifest(maker.path, lowered.manifest)
+    return Lowered(lowered.manifest, (*lowered.reports, *reports), {**lowered.left_out, precision: failures})
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes a precision of the bundle in a folder, and judges it."""
+
+    path: Path
+    models: tuple[Path, ...]
+    lowering: Lowering
+    say: Say
+
+    def judged(self, manifest: Manifest, precision: str, float_layers: int) -> tuple[Manifest, list[PrecisionReport]]:
+        """The manifest with the precision, whose graphs are written, and a report for each classifier."""
+        self.say(f"converting to {precision}" + (f", first {float_layers} layers in fp32" if float_layers else ""))
+        manifest, share = self._written(manifest, precision, float_layers)
+        write_manifest(self.path, manifest)
+        self.say(f"judging {precision}")
+        reports = [self._report(number, manifest, precision, share) for number in range(len(manifest.classifiers))]
+        return manifest, reports
+
+    def _written(self, manifest: Manifest, precision: str, float_layers: int) -> tuple[Manifest, float]:
+        """The manifest with graphs of what runs on the device, and the least share of their layers."""
+        entries = [manifest.extractor] if manifest.extractor.has_graph else list(manifest.classifiers)
+        shares, names = [], {}
+        for entry in entries:
+            source = entry.precisions["fp32"]
+            names[source] = source.replace(".onnx", f".{precision}.onnx")
+            model, share = self._lowered(source, precision, manifest, float_layers)
+            (self.path / names[source]).write_bytes(model.SerializeToString(deterministic=True))
+            shares.append(share)
+        return _with_files(self.path, manifest, precision, names), min(shares)
+
+    def _lowered(self, source: str, precision: str, manifest: Manifest, float_layers: int) -> tuple[Any, float]:
+        """A graph in another precision, with its keys, and the share of layers that calculate in it."""
+        import onnx
+
+        model = onnx.load(self.path / source)
+        keys = {entry.key: entry.value for entry in model.metadata_props} | {"edgeclf.precision": precision}
+        if precision == "fp16":
+            lowered = half_from_onnx(model)
+            share = half_share(lowered)
+        else:
+            form = replace(_FORMS[precision], float_layers=float_layers)
+            lowered = int8_from_onnx(model, self._calibration(manifest), form)
+            share = int8_share(lowered)
+            keys["edgeclf.quantisation"] = json.dumps(asdict(form))
+        onnx.helper.set_model_props(lowered, keys)
+        if precision != "u8s8":
+            require_lint(lowered, role=source, tensorrt=True)
+        return lowered, share
+
+    def _calibration(self, manifest: Manifest) -> NDArray[np.uint8]:
+        """Input of the graph, of training clips; of all clips where there are no splits."""
+        training = [one for data in self.lowering.data for one in data.split("train") or data.clips]
+        clip = manifest.classifiers[0].clip
+        return calibration_input(training, manifest.extractor.preprocess, clip, whole=not manifest.extractor.has_graph)
+
+    def _report(self, number: int, manifest: Manifest, precision: str, share: float) -> PrecisionReport:
+        bundle = open_bundle(f"{self.path}#{manifest.classifiers[number].name}")
+        threads = available_cores()
+        with (
+            closing(open_model(bundle, "cpu", threads=threads)) as reference,
+            closing(open_model(bundle, "cpu", precision=precision, threads=threads)) as lowered,
+        ):
+            report = judge(reference, lowered, precision, share, self._clips(number, bundle))
+        self.say(str(report))
+        return report
+
+    def _clips(self, number: int, bundle: ModelBundle) -> Iterator[SampledClip]:
+        """Labelled clips of the split, all where there are no splits; the model's own few clips without any."""
+        if not self.lowering.data:
+            return parity_clips(self.models[number])
+        data, entry = self.lowering.data[number], bundle.classifier
+        known = [clip for clip in data.split(self.lowering.split) or data.clips if clip.label in entry.labels]
+        return sampled_clips(known, bundle.extractor.preprocess, entry.clip)
+
+
+def _with_files(path: Path, manifest: Manifest, precision: str, names: Mapping[str, str]) -> Manifest:
+    """The manifest with files of one more precision. names: of the FP32 files to those of the precision."""
+
+    def named(entry: _Entry) -> _Entry:
+        file = names.get(entry.precisions.get("fp32", ""))
+        return replace(entry, precisions={**entry.precisions, precision: file}) if file else entry
+
+    return replace(
+        manifest,
+        extractor=named(manifest.extractor),
+        classifiers=tuple(map(named, manifest.classifiers)),
+        files={**manifest.files, **{file: sha256_of(path / file) for file in names.values()}},
+    )
