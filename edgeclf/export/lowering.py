@@ -26,7 +26,7 @@ from edgeclf.errors import ExportError
 from edgeclf.export.half import half_from_onnx, half_share
 from edgeclf.export.lint import require_lint
 from edgeclf.export.precision import LIMITS, MIN_WINDOWS, PrecisionReport, judge, require_precision
-from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share
+from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share, layer_count
 from edgeclf.export.windows import SampledClip, calibration_input, parity_clips, sampled_clips
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import open_model
@@ -40,7 +40,7 @@ _FORMS: Mapping[str, QuantisationForm] = {
     "int8": QuantisationForm(symmetric=True),
     "u8s8": QuantisationForm(symmetric=False),
 }
-_FLOAT_LAYERS = (0, 4, 10)  # are tried one after the other until the gate is passed
+_FLOAT_LAYERS = (4, 10)  # of INT8 are tried one after the other where the gate is not passed without
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def add_precisions(path: Path, manifest: Manifest, models: Sequence[Path], lower
 def _with_precision(lowered: Lowered, precision: str, maker: _Maker) -> Lowered:
     """What there is with one precision more, or with the reasons why it is not there."""
     allowed = maker.lowering.min_windows
-    for float_layers in _FLOAT_LAYERS if precision in _FORMS else (0,):
+    for float_layers in maker.steps(lowered.manifest, precision):
         manifest, reports = maker.judged(lowered.manifest, precision, float_layers)
         failures = [f"{one.classifier}: {failure}" for one in reports for failure in one.failures(min_windows=allowed)]
         if not failures:
@@ -113,6 +113,16 @@ class _Maker:
     models: tuple[Path, ...]
     lowering: Lowering
     say: Say
+
+    def steps(self, manifest: Manifest, precision: str) -> Iterator[int]:
+        """How many layers stay in FP32, in the order in which that is tried; never half of them."""
+        import onnx
+
+        yield 0
+        if precision in _FORMS:
+            entry = manifest.extractor if manifest.extractor.has_graph else manifest.classifiers[0]
+            layers = layer_count(onnx.load(self.path / entry.precisions["fp32"]))
+            yield from (count for count in _FLOAT_LAYERS if 2 * count < layers)
 
     def judged(self, manifest: Manifest, precision: str, float_layers: int) -> tuple[Manifest, list[PrecisionReport]]:
         """The manifest with the precision, whose graphs are written, and a report for each classifier."""

@@ -57,6 +57,11 @@ def int8_from_onnx(model: Any, frames: NDArray[np.uint8], form: QuantisationForm
     return checked_again(quantised)
 
 
+def layer_count(model: Any) -> int:
+    """How many convolutions and matrix products there are."""
+    return sum(node.op_type in _LAYERS for node in model.graph.node)
+
+
 def int8_share(model: Any) -> float:
     """The share of convolutions and matrix products, 0 to 1, that take INT8 numbers."""
     layers = [node for node in model.graph.node if node.op_type in _LAYERS]
