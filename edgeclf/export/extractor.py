@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from edgeclf.errors import ExportError, import_extra
 from edgeclf.export.graph import OPSET, checked_model
+from edgeclf.export.simplify import simplified
 
 FRAMES, FEATURES, SCORES = "frames", "features", "scores"
 
@@ -33,18 +38,55 @@ def onnx_from_keras_network(model: Any) -> Any:
 
 
 def _onnx_from_keras(model: Any, role: str, output: str) -> Any:
-    tf2onnx = import_extra("tf2onnx", "tf2onnx", "export")
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tf2onnx and NumPy about each other
-        converted, _ = tf2onnx.convert.from_keras(model, opset=OPSET)
+    from onnx import defs
+
+    converted = _converted(model)
     graph = converted.graph
     if [node.name for node in graph.input] != [model.inputs[0].name] or len(graph.output) != 1:
         tensors = ", ".join(node.name for node in [*graph.input, *graph.output])
         raise ExportError(f"the {role} takes and gives {tensors}", hint=f"it must take frames and give {output}")
-    if control := sorted({node.op_type for node in graph.node} & _CONTROL_FLOW):
+    kinds = {node.op_type for node in graph.node}
+    if control := sorted(kinds & _CONTROL_FLOW):
         raise ExportError(f"the {role}'s graph holds {', '.join(control)}", hint="use layers without control flow")
-    return _canonical(converted, role, output)
+    if unknown := sorted(kind for kind in kinds if not defs.has(kind)):
+        raise ExportError(f"ONNX has nothing for {', '.join(unknown)} in the {role}", hint="use other layers")
+    return _canonical(simplified(converted), role, output)
+
+
+def _converted(model: Any) -> Any:
+    """What tf2onnx makes of a Keras model."""
+    tf2onnx = import_extra("tf2onnx", "tf2onnx", "export")
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it could not do is found in its graph
+    with warnings.catch_warnings(), _functions_inlined():
+        warnings.simplefilter("ignore")  # of tf2onnx and NumPy about each other
+        converted, _ = tf2onnx.convert.from_keras(model, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    return converted
+
+
+@contextmanager
+def _functions_inlined() -> Iterator[None]:
+    """While it lasts, a function of TensorFlow that is called in a graph becomes a part of it.
+
+    Keras compiles convolutions in groups, as those of ConvNeXt, in a function of their own, which tf2onnx leaves as it
+    is: a node that ONNX does not know.
+    """
+    config = import_extra("tensorflow", "TensorFlow", "export").config
+    before = config.functions_run_eagerly()
+    config.run_functions_eagerly(run_eagerly=True)
+    try:
+        yield
+    finally:
+        config.run_functions_eagerly(run_eagerly=before)
+
+
+def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """Tell tf2onnx what it does not know: erfc(x) is 1 - erf(x), of which Keras makes its exact GELU."""
+    output = node.output[0]
+    like = {"shapes": [context.get_shape(output)], "dtypes": [context.get_dtype(output)]}
+    one = context.make_const(f"{name}_one", np.array(1, np.float32))
+    erf = context.make_node("Erf", [node.input[0]], **like)
+    context.remove_node(node.name)
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=[output], name=name, **like)
 
 
 def _canonical(model: Any, role: str, output: str) -> Any:

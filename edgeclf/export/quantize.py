@@ -63,10 +63,10 @@ def layer_count(model: Any) -> int:
 
 
 def int8_share(model: Any) -> float:
-    """The share of convolutions and matrix products, 0 to 1, that take INT8 numbers."""
+    """The share of convolutions and matrix products, 0 to 1, that take INT8 numbers and weights."""
     layers = [node for node in model.graph.node if node.op_type in _LAYERS]
     dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    return sum(node.input[0] in dequantised for node in layers) / max(1, len(layers))
+    return sum(dequantised.issuperset(node.input[:2]) for node in layers) / max(1, len(layers))
 
 
 class _Frames:

@@ -84,7 +84,7 @@ def test_first_layers_and_the_last_one_stay_in_float(symmetric: bool) -> None:
     assert (layer_count(model), int8_share(kept)) == (6, 0.5)
     dequantised = {node.output[0] for node in kept.graph.node if node.op_type == "DequantizeLinear"}
     convolutions = [node for node in kept.graph.node if node.op_type == "Conv"]
-    assert [node.input[0] in dequantised for node in convolutions] == [False, False, True, True, True, False]
+    assert [node.input[1] in dequantised for node in convolutions] == [False, False, True, True, True, False]
 
 
 def test_convolution_and_its_relu6_are_quantised_as_one() -> None:
