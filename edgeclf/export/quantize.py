@@ -97,7 +97,7 @@ def _prepare(model: Any, path: Path, form: QuantisationForm) -> list[str]:
     for number, node in enumerate(nodes):
         node.name = f"{node.op_type.lower()}_{number}"  # the quantiser knows nodes by their names
     save(prepared, path)
-    layers = [number for number, node in enumerate(nodes) if node.op_type in _LAYERS] or [0]
+    layers = [number for number, node in enumerate(nodes) if node.op_type in _LAYERS] or [len(nodes)]
     begin = layers[min(form.float_layers, len(layers) - 1)]
     end = layers[-1] if form.float_layers else len(nodes)
     return [node.name for number, node in enumerate(nodes) if not begin <= number < end]
