@@ -37,10 +37,10 @@ def network(layers: int = 4) -> Any:
         x = graph.node("Clip", [x, graph.constant(np.float32(0)), graph.constant(np.float32(6))])
         channels = 8
     x = graph.node("GlobalAveragePool", [x])
-    x = graph.node("Reshape", [x, graph.integers(-1, 8)])
+    x = graph.node("Reshape", [x, graph.integers(-1, channels)])
     tensor = onnx.helper.make_tensor_value_info
     inputs = [tensor("frames", onnx.TensorProto.UINT8, ["N", 16, 16, 3])]
-    return graph.model("extractor", inputs, x, tensor("features", onnx.TensorProto.FLOAT, ["N", 8]))
+    return graph.model("extractor", inputs, x, tensor("features", onnx.TensorProto.FLOAT, ["N", channels]))
 
 
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
