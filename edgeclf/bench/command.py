@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -13,7 +13,7 @@ from edgeclf.specs import Device
 
 @click.command()
 @click.argument("bundle")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--keras", "model", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="MODEL_DIR",
               help="Also time Keras' predict, frame by frame, on the model this bundle was made from.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each loop is timed.")
@@ -37,17 +37,41 @@ def bench(
 ) -> None:
     """Measure throughput and latency of BUNDLE over video files, beside the loops it replaces.
 
+    Without a SOURCE its extractor alone is measured: every backend and precision that works here, and for each that
+    does not the reason.
+
     Every loop first runs once over all sources, untimed; its scores must be those of the sequential loop. Then all
     are timed in turn, round by round. The record holds every figure with its machine; the table is made from it.
     Exit code 1 says that a source cannot be read or that scores differ.
 
     \b
     Examples:
+      edgeclf bench theatre
       edgeclf bench theatre "synthetic://play?seed=1"
       edgeclf bench my_model.edgeclf "test/*.avi" --keras my_model --json record.json
     """
+    from edgeclf.bench.report import write_record
+
+    if sources:
+        record, said = _loops(bundle, sources, model, rounds, device, precision, batch)
+    else:
+        record, said = _extractors(bundle, model, rounds, device, batch or 8)
+    click.echo(json.dumps(record, indent=2) if form == "json" else said)
+    if record_path:
+        write_record(record_path, record)
+
+
+def _loops(
+    bundle: str,
+    sources: tuple[str, ...],
+    model: Path | None,
+    rounds: int,
+    device: Device,
+    precision: str,
+    batch: int | None,
+) -> tuple[dict[str, Any], str]:
     from edgeclf.bench.loops import keras_loop, runtime_loops
-    from edgeclf.bench.report import measure, table, write_record
+    from edgeclf.bench.report import measure, table
     from edgeclf.bundle import open_bundle
     from edgeclf.runtime.progress import steps
     from edgeclf.video import expand_sources
@@ -60,6 +84,24 @@ def bench(
     click.echo(f"{opened.classifier.name}: extractor on {loops[0].placement}", err=True)
     with steps("passes", len(loops) * (rounds + 1) + rounds) as advance:
         record = measure(opened, loops, names, rounds=rounds, progress=advance)
-    click.echo(json.dumps(record, indent=2) if form == "json" else table(record))
-    if record_path:
-        write_record(record_path, record)
+    return record, table(record)
+
+
+def _extractors(bundle: str, model: Path | None, rounds: int, device: Device, batch: int) -> tuple[dict[str, Any], str]:
+    from edgeclf.bench.extractors import extractor_table, keras_ways, measure_extractors, noise, session_ways
+    from edgeclf.model_directory import load_keras
+    from edgeclf.runtime.cores import available_cores
+    from edgeclf.runtime.progress import steps
+    from edgeclf.runtime.verify import open_classifiers
+
+    opened = open_classifiers(bundle)[0]
+    entry = opened.extractor
+    if not entry.has_graph:
+        raise click.UsageError("this bundle has no extractor: name a SOURCE to measure the whole loop")
+    graphs = {precision: opened.graph(entry, precision) for precision in entry.precisions}
+    ways, reasons = session_ways(graphs, device, batch=batch, threads=available_cores())
+    if model:
+        ways += keras_ways(load_keras(model)[0], batch=batch)
+    with steps("turns", len(ways) * rounds) as advance:
+        record = measure_extractors(ways, noise(entry.inputs[0], batch), rounds=rounds, progress=advance)
+    return {**record, "unavailable": reasons}, extractor_table(record, reasons)
