@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from edgeclf.clips import padded
 from edgeclf.errors import BundleError, import_extra
 from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.golden import ARCHIVE_ERRORS
 from edgeclf.runtime.model import Floats, FramesAsFeatures, Model, thresholds_of
 from edgeclf.runtime.session import Arrays, Placement, Session
 from edgeclf.specs import (
@@ -40,18 +39,6 @@ DESCRIPTION_NAME = "model.json"
 EXTRACTOR_NAME = "extractor.keras"
 CLASSIFIER_NAME = "classifier.keras"
 PARITY_NAME = "parity.npz"
-
-# What NumPy's reader has been seen to raise on archives with flipped, missing or foreign bytes.
-ARCHIVE_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 _TRAIN_AGAIN = "train it again"
 

@@ -101,7 +101,7 @@ def _extractors(bundle: str, model: Path | None, rounds: int, device: Device, ba
     graphs = {precision: opened.graph(entry, precision) for precision in entry.precisions}
     ways, reasons = session_ways(graphs, device, batch=batch, threads=available_cores())
     if model:
-        ways += keras_ways(load_keras(model)[0], batch=batch)
+        ways += keras_ways(load_keras(model)[0], entry.preprocess, batch=batch)
     with steps("turns", len(ways) * rounds) as advance:
         record = measure_extractors(ways, noise(entry.inputs[0], batch), rounds=rounds, progress=advance)
     return {**record, "unavailable": reasons}, extractor_table(record, reasons)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from edgeclf.bench.environment import environment
 from edgeclf.bench.timing import Distribution, interleaved
 from edgeclf.errors import EdgeclfError, MissingExtraError
+from edgeclf.model_directory import extractor_session
 from edgeclf.runtime.session import BACKENDS, Session, open_session
-from edgeclf.specs import Device, TensorSpec
+from edgeclf.specs import Device, PreprocessSpec, TensorSpec
 
 REFERENCE = "onnxruntime fp32"
 _SECONDS = 0.4  # that one timed turn lasts at least
@@ -65,16 +66,13 @@ def _graphs_for(backend: str, graphs: Mapping[str, Path]) -> dict[str, Path]:
     return {name: graph for name, graph in graphs.items() if backend != "tensorrt" or name != "u8s8"}
 
 
-def keras_ways(extractor: Any, *, batch: int) -> list[Way]:
+def keras_ways(extractor: Any, preprocess: PreprocessSpec, *, batch: int) -> list[Way]:
     """How Keras is called: `predict` frame by frame, as tutorials do; the model itself; and as a tf.function."""
-    import tensorflow as tf
-
-    signature = [tf.TensorSpec((None, *extractor.input_shape[1:]), "uint8")]
-    compiled = tf.function(lambda frames: extractor(frames, training=False), input_signature=signature)
+    compiled = _extract(extractor_session(extractor, preprocess))
     return [
         Way("Keras predict, frame by frame", "keras", lambda frames: extractor.predict(frames, verbose=0), 1),
         Way("Keras call", "keras", lambda frames: np.asarray(extractor(frames, training=False)), batch),
-        Way("tf.function", "keras", lambda frames: np.asarray(compiled(frames)), batch),
+        Way("tf.function", "keras", compiled, batch),
     ]
 
 

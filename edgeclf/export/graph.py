@@ -67,7 +67,7 @@ def checked_model(name: str, nodes: Sequence[Any], inputs: Sequence[Any], output
 
 
 def checked_again(model: Any) -> Any:
-    """A model that a tool has rewritten: checked, in our version, and nothing in it of its maker or of unused domains."""
+    """A model that a tool has rewritten: checked, in our version, without its maker and domains that are not used."""
     from onnx import checker
 
     used = {"", *(node.domain for node in model.graph.node)}

@@ -25,7 +25,7 @@ from edgeclf.dataset import Dataset
 from edgeclf.errors import ExportError
 from edgeclf.export.half import half_from_onnx, half_share
 from edgeclf.export.lint import require_lint
-from edgeclf.export.precision import LIMITS, MIN_WINDOWS, PrecisionReport, judge, require_precision
+from edgeclf.export.precision import LIMITS, MIN_WINDOWS, PrecisionReport, Reference, judge, require_precision
 from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share, layer_count
 from edgeclf.export.windows import SampledClip, calibration_input, parity_clips, sampled_clips
 from edgeclf.runtime.cores import available_cores
@@ -113,6 +113,7 @@ class _Maker:
     models: tuple[Path, ...]
     lowering: Lowering
     say: Say
+    references: dict[int, Reference] = field(default_factory=dict)  # of each classifier
 
     def steps(self, manifest: Manifest, precision: str) -> Iterator[int]:
         """How many layers stay in FP32, in the order in which that is tried; never half of them."""
@@ -173,11 +174,10 @@ class _Maker:
     def _report(self, number: int, manifest: Manifest, precision: str, share: float) -> PrecisionReport:
         bundle = open_bundle(f"{self.path}#{manifest.classifiers[number].name}")
         threads = available_cores()
-        with (
-            closing(open_model(bundle, "cpu", threads=threads)) as reference,
-            closing(open_model(bundle, "cpu", precision=precision, threads=threads)) as lowered,
-        ):
-            report = judge(reference, lowered, precision, share, self._clips(number, bundle))
+        if number not in self.references:
+            self.references[number] = Reference(open_model(bundle, "cpu", threads=threads))
+        with closing(open_model(bundle, "cpu", precision=precision, threads=threads)) as lowered:
+            report = judge(self.references[number], lowered, precision, share, self._clips(number, bundle))
         self.say(str(report))
         return report
 

@@ -119,17 +119,31 @@ class PrecisionReport:
         return said
 
 
+class Reference:
+    """The FP32 model, which answers for each clip once, however many precisions are compared with it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._kept: dict[int, _Answers] = {}
+
+    def answers(self, number: int, clip: SampledClip) -> _Answers:
+        """What it says of a clip, which has the same number every time."""
+        if number not in self._kept:
+            self._kept[number] = _answers(self.model, clip.frames)
+        return self._kept[number]
+
+
 def judge(
-    reference: Model, lowered: Model, precision: str, share: float, clips: Iterable[SampledClip]
+    reference: Reference, lowered: Model, precision: str, share: float, clips: Iterable[SampledClip]
 ) -> PrecisionReport:
     """How far the same model in a lower precision is from FP32, over all windows of the clips.
 
     share: of its layers that calculate in that precision. A clip without a label leaves the accuracy unknown. Raises
     ParityError where there is no clip.
     """
-    tally = _Tally(reference)
-    for clip in clips:
-        tally.add(clip, _answers(reference, clip.frames), _answers(lowered, clip.frames))
+    tally = _Tally(reference.model)
+    for number, clip in enumerate(clips):
+        tally.add(clip, reference.answers(number, clip), _answers(lowered, clip.frames))
     return tally.report(precision, share)
 
 
@@ -147,7 +161,10 @@ def require_precision(reports: Sequence[PrecisionReport], *, min_windows: int = 
         )
 
 
-def _answers(model: Model, frames: NDArray[np.uint8]) -> tuple[NDArray[Any], Floats]:
+_Answers = tuple[NDArray[Any], Floats]
+
+
+def _answers(model: Model, frames: NDArray[np.uint8]) -> _Answers:
     """What is compared row by row (features, or scores where there are none), and the scores of all windows."""
     parts = [model.extract(frames[start : start + _BATCH]) for start in range(0, len(frames), _BATCH)]
     features = np.concatenate(parts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from edgeclf.bundle import sha256_of
 from edgeclf.errors import SessionError
+from edgeclf.runtime.cache import cache_folder
 from edgeclf.runtime.driver import DeviceIdentity, device_identity
 from edgeclf.runtime.tensorrt_engine import BuildSettings, BuiltEngine, Say, engine_from_onnx, write_whole
 
@@ -59,10 +59,7 @@ def engine_key(trt: Any, graph: Path, settings: BuildSettings, device: DeviceIde
 
 def engine_folder() -> Path:
     """Where engines are kept."""
-    if own := os.environ.get("EDGECLF_CACHE_DIR"):
-        return Path(own).expanduser() / "engines"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgeclf" / "engines"
+    return cache_folder("engines")
 
 
 def engine_path(graph: Path, key: EngineKey) -> Path:

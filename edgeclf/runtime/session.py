@@ -81,11 +81,11 @@ def open_session(
 ) -> Session:
     """A session for the ONNX file `graph`.
 
-    device: "auto" takes CUDA where it works and the CPU elsewhere; a device that is named and does not work
-    raises SessionError with the reason. backend: "onnxruntime", "openvino" or "tensorrt"; without a name it is
-    "tensorrt" for the device of that name and "onnxruntime" for all others. precision: what the file holds, for the
-    record. threads: inside one run; 0 leaves the library as it comes. max_batch: the largest batch that `run` will be
-    given; backends without fixed shapes take larger ones too.
+    device: "auto" takes CUDA where it works and the CPU elsewhere, with a warning where CUDA should work and does not; a
+    device that is named and does not work raises SessionError with the reason. backend: "onnxruntime", "openvino" or
+    "tensorrt"; without a name it is "tensorrt" for the device of that name and "onnxruntime" for all others. precision:
+    what the file holds, for the record. threads: inside one run; 0 leaves the library as it comes. max_batch: the
+    largest batch that `run` will be given; backends without fixed shapes take larger ones too.
     """
     name = backend or ("tensorrt" if device == "tensorrt" else "onnxruntime")
     return BACKENDS.load(name)(graph, device=device, precision=precision, threads=threads, max_batch=max_batch)

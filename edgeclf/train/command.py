@@ -199,15 +199,15 @@ def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
 
 
 def _workplace(options: Mapping[str, Any]) -> Workplace:
+    from edgeclf.runtime.cache import cache_folder
     from edgeclf.runtime.progress import steps
-    from edgeclf.train.features import feature_cache_folder
     from edgeclf.train.training import Workplace, has_gpu
 
     mixed = has_gpu() if options["mixed"] is None else options["mixed"]
     precision: Precision = "mixed_float16" if mixed else "float32"
     if mixed:
         _say("training in mixed precision (float16)")
-    return Workplace(options["cache"] or feature_cache_folder(), _say, steps, precision=precision)
+    return Workplace(options["cache"] or cache_folder("features"), _say, steps, precision=precision)
 
 
 @train.command("theatre")

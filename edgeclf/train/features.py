@@ -19,9 +19,9 @@ from edgeclf.bundle import sha256_of
 from edgeclf.clips import Clip, ClipAssembler, Sample
 from edgeclf.dataset import LabelledClip
 from edgeclf.errors import EdgeclfError
-from edgeclf.model_directory import ARCHIVE_ERRORS
 from edgeclf.preprocess import limit_opencv_threads
 from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.golden import ARCHIVE_ERRORS
 from edgeclf.runtime.merge import merge
 from edgeclf.runtime.session import Session
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, decode
@@ -180,12 +180,6 @@ def content_hash(clip: LabelledClip) -> str:
     except OSError:
         return ""
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def feature_cache_folder() -> Path:
-    """Where features are kept unless a folder is named."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "edgeclf", "features")
 
 
 def _unchanged(pictures: Pictures) -> Pictures:

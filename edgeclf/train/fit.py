@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.errors import DataError
-from edgeclf.model_directory import ARCHIVE_ERRORS, import_keras
+from edgeclf.model_directory import import_keras
+from edgeclf.runtime.golden import ARCHIVE_ERRORS
 from edgeclf.runtime.model import Floats
 from edgeclf.runtime.prefetch import prefetch
 from edgeclf.specs import require

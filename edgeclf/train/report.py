@@ -20,10 +20,10 @@ import numpy as np
 
 from edgeclf.dataset import LabelledClip
 from edgeclf.metrics import Curve, Reliability, reliability
+from edgeclf.report_page import PAGE, STYLE
 from edgeclf.train import figures
 from edgeclf.train.calibration import apply_temperature
 from edgeclf.train.evaluation import FAILED, LEVEL, Evaluation
-from edgeclf.report_page import PAGE, STYLE
 
 _PICTURES = 6  # of each wrong clip
 _CONFUSIONS = 10  # pairs that are written out

@@ -19,7 +19,7 @@ from edgeclf.bench.extractors import (
     noise,
     session_ways,
 )
-from edgeclf.specs import TensorSpec
+from edgeclf.specs import PreprocessSpec, TensorSpec
 
 FRAMES = TensorSpec("frames", "uint8", (None, 16, 16, 3))
 
@@ -92,7 +92,7 @@ def test_keras_is_called_in_three_ways() -> None:
     keras = import_keras()
     frames = keras.Input((16, 16, 3), dtype="uint8", name="frames")
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(frames))
-    ways = keras_ways(keras.Model(frames, pooled), batch=4)
+    ways = keras_ways(keras.Model(frames, pooled), PreprocessSpec((16, 16)), batch=4)
     assert [way.batch for way in ways] == [1, 4, 4]
     some = noise(FRAMES, 4)
     for way in ways:

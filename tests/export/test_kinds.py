@@ -115,7 +115,7 @@ def test_network_has_no_extractor(folder: Path) -> None:
     bundle = bundle_of(folder, "network")
     assert not bundle.extractor.has_graph
     assert bundle.extractor.inputs == bundle.extractor.outputs
-    assert set(bundle.manifest.files) == {CLASSIFIER_GRAPH, "MODEL_CARD.md"}
+    assert set(bundle.manifest.files) == {CLASSIFIER_GRAPH, "MODEL_CARD.md", "golden.npz", "report.html"}
     assert sizes_of(graph_of(folder, "network", CLASSIFIER_GRAPH).input[0]) == ["N", CLIP.length, *SIZE, 3]
     keys = {entry.key for entry in loaded(bundle.path / CLASSIFIER_GRAPH).metadata_props}
     assert "edgeclf.preprocess" in keys

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclf.errors import ParityError
-from edgeclf.export.precision import PrecisionReport, judge, require_precision
+from edgeclf.export.precision import PrecisionReport, Reference, judge, require_precision
 from edgeclf.export.windows import SampledClip
 from edgeclf.metrics import Interval
 from edgeclf.runtime.model import Model
@@ -66,7 +66,7 @@ GOOD = PrecisionReport("light", "int8", 0.9, 40, 2500, 0.99, 0.995, 0.99, 0.85, 
 
 
 def test_model_agrees_with_itself() -> None:
-    report = judge(model(), model(), "int8", 1.0, CLIPS)
+    report = judge(Reference(model()), model(), "int8", 1.0, CLIPS)
     assert (report.clips, report.windows) == (4, 16)  # 7 frames: windows of 4 from 4 places
     assert (report.agreement, report.accuracy, report.fp32_accuracy) == (1.0, 1.0, 1.0)
     assert report.min_cosine == pytest.approx(1.0)
@@ -74,7 +74,7 @@ def test_model_agrees_with_itself() -> None:
 
 
 def test_difference_is_counted_window_by_window_with_its_interval() -> None:
-    report = judge(model(), model(factor=0.8), "int8", 1.0, CLIPS)
+    report = judge(Reference(model()), model(factor=0.8), "int8", 1.0, CLIPS)
     assert report.agreement == 0.75  # 140 of 255 falls below one half
     assert report.accuracy == 0.75
     assert report.accuracy_drop == pytest.approx(25.0)
@@ -86,22 +86,22 @@ def test_difference_is_counted_window_by_window_with_its_interval() -> None:
 
 
 def test_clips_without_labels_leave_the_accuracy_unknown() -> None:
-    report = judge(model(), model(), "int8", 1.0, [*CLIPS, clip(10, "", "e")])
+    report = judge(Reference(model()), model(), "int8", 1.0, [*CLIPS, clip(10, "", "e")])
     assert report.accuracy is report.accuracy_drop is report.interval is None
     assert report.agreement == 1.0
     assert report.failures() == ["its accuracy is not known: name labelled clips with --data"]
-    assert judge(model(), model(), "fp16", 1.0, [clip(10, "", "e")]).failures() == []
+    assert judge(Reference(model()), model(), "fp16", 1.0, [clip(10, "", "e")]).failures() == []
 
 
 def test_scores_that_are_no_numbers_never_agree() -> None:
-    report = judge(model(), model(factor=math.nan), "fp16", 1.0, CLIPS)
+    report = judge(Reference(model()), model(factor=math.nan), "fp16", 1.0, CLIPS)
     assert report.agreement == 0
     assert any("no numbers" in failure for failure in report.failures())
 
 
 def test_no_clip_is_an_error() -> None:
     with pytest.raises(ParityError, match="no frame to judge"):
-        judge(model(), model(), "fp16", 1.0, [])
+        judge(Reference(model()), model(), "fp16", 1.0, [])
 
 
 class OnlyBrightness(Brightness):
@@ -120,9 +120,9 @@ class OnlyBrightness(Brightness):
 def test_cosine_ignores_features_of_next_to_nothing() -> None:
     one, other = (replace(model(), extractor=OnlyBrightness(dark)) for dark in (1e-6, -1e-6))
     clips = [clip(200, "bright", "a"), clip(220, "bright", "b"), clip(0, "dark", "q")]
-    assert judge(one, other, "fp16", 1.0, clips).min_cosine == pytest.approx(1.0)
+    assert judge(Reference(one), other, "fp16", 1.0, clips).min_cosine == pytest.approx(1.0)
     far = replace(model(), extractor=OnlyBrightness(-1.0))
-    assert judge(one, far, "fp16", 1.0, clips).min_cosine < 0.9
+    assert judge(Reference(one), far, "fp16", 1.0, clips).min_cosine < 0.9
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,6 @@ def test_halves_give_what_the_whole_gives(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, whole, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_stacked_pictures_of_two_classifiers(tmp_path: Path) -> None:
     write_model_repository(open_bundle("ucf101_8"), tmp_path)
     for name in ("ucf101_8", "fight"):

@@ -30,7 +30,6 @@ from edgeclf.train.features import (
     View,
     content_hash,
     extractor_identity,
-    feature_cache_folder,
     video_features,
 )
 from edgeclf.train.fit import FitSettings
@@ -379,14 +378,6 @@ def test_folder_that_cannot_be_written_is_named(videos: list[Path], tmp_path: Pa
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(EdgeclfError, match=r"features cannot be kept in .*cache.*; name a folder with --cache"):
         features_of(videos, cache=tmp_path / "cache")
-
-
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert feature_cache_folder() == tmp_path / "edgeclf" / "features"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert feature_cache_folder() == tmp_path / "home" / ".cache" / "edgeclf" / "features"
 
 
 # -- half precision, pictures -----------------------------------------------------------------------------------------

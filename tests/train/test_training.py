@@ -444,7 +444,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_command_goes_on_to_the_same_bits(dataset: Dataset, cache: Path, tmp_path: Path) -> None:
     root = tmp_path

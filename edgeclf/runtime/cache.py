@@ -1,0 +1,14 @@
+"""Where files are kept that can be made again: features, engines, compiled models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder for files of this kind, which need not be there yet; `$EDGECLF_CACHE_DIR` overrides the user's place."""
+    if own := os.environ.get("EDGECLF_CACHE_DIR"):
+        return Path(own).expanduser() / kind
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgeclf" / kind
