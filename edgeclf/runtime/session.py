@@ -81,8 +81,8 @@ def open_session(
 ) -> Session:
     """A session for the ONNX file `graph`.
 
-    device: "auto" takes CUDA where it works and the CPU elsewhere, with a warning where CUDA should work and does not; a
-    device that is named and does not work raises SessionError with the reason. backend: "onnxruntime", "openvino" or
+    device: "auto" takes CUDA where it works and the CPU elsewhere, with a warning where CUDA should work but does not;
+    a device that is named and does not work raises SessionError with the reason. backend: "onnxruntime", "openvino" or
     "tensorrt"; without a name it is "tensorrt" for the device of that name and "onnxruntime" for all others. precision:
     what the file holds, for the record. threads: inside one run; 0 leaves the library as it comes. max_batch: the
     largest batch that `run` will be given; backends without fixed shapes take larger ones too.

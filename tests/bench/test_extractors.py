@@ -25,7 +25,8 @@ FRAMES = TensorSpec("frames", "uint8", (None, 16, 16, 3))
 
 
 def mean_color(frames: NDArray[np.uint8]) -> NDArray[Any]:
-    return (frames.mean(axis=(1, 2)) / 255).astype(np.float32)
+    means: NDArray[Any] = (frames.mean(axis=(1, 2)) / 255).astype(np.float32)
+    return means
 
 
 def test_every_backend_gives_a_way_or_a_reason(colors: Path) -> None:

@@ -15,7 +15,9 @@ from edgeclf.dataset import Dataset
 from edgeclf.errors import ExportError, ParityError
 from edgeclf.export import lowering as module
 from edgeclf.export.bundling import export_bundle
+from edgeclf.export.half import half_from_onnx
 from edgeclf.export.lowering import Lowering
+from edgeclf.export.precision import LIMITS, Limits
 from edgeclf.export.quantize import QuantisationForm, int8_from_onnx
 from edgeclf.layouts import LabelledClip
 from edgeclf.runtime.model import open_model
@@ -49,8 +51,7 @@ def lowered(model_dir: Path, data: Dataset, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "edgeclf.export.precision.LIMITS",
-            {name: module.LIMITS["fp16" if name == "fp16" else name] for name in ALL}
-            | {name: type(module.LIMITS["int8"])(None, 0.5, 50.0) for name in ("int8", "u8s8")},
+            {"fp16": LIMITS["fp16"], **dict.fromkeys(("int8", "u8s8"), Limits(None, 0.5, 50.0))},
         )
         target = tmp_path_factory.mktemp("bundles") / "lowered.edgeclf"
         return export_bundle(model_dir, target, lowering=Lowering(ALL, (data,), min_windows=20))
@@ -158,10 +159,8 @@ def broken(patch: pytest.MonkeyPatch) -> None:
     """Make FP16 graphs wrong: every weight of the first convolution is turned round."""
     from onnx import numpy_helper
 
-    convert = module.half_from_onnx
-
     def wrong(model: Any) -> Any:
-        half = convert(model)
+        half = half_from_onnx(model)
         weights = next(tensor for tensor in half.graph.initializer if len(tensor.dims) == 4)
         weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
         return half
