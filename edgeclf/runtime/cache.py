@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for files of this kind, whether it is there or not; `$EDGECLF_CACHE_DIR` goes before the user's own."""
+    """The folder for files of this kind, whether it is there or not; `$EDGECLF_CACHE_DIR` goes first."""
     if own := os.environ.get("EDGECLF_CACHE_DIR"):
         return Path(own).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME")

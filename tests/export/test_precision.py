@@ -87,7 +87,7 @@ def test_difference_is_counted_window_by_window_with_its_interval() -> None:
 
 def test_clips_without_labels_leave_the_accuracy_unknown() -> None:
     report = judge(Reference(model()), model(), "int8", 1.0, [*CLIPS, clip(10, "", "e")])
-    assert report.accuracy is report.accuracy_drop is report.interval is None
+    assert (report.accuracy, report.accuracy_drop, report.interval) == (None, None, None)
     assert report.agreement == 1.0
     assert report.failures() == ["its accuracy is not known: name labelled clips with --data"]
     assert judge(Reference(model()), model(), "fp16", 1.0, [clip(10, "", "e")]).failures() == []

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeclf import metrics
 from edgeclf.dataset import LabelledClip
 from edgeclf.errors import VideoError
-from edgeclf.train import figures, metrics
+from edgeclf.train import figures
 from edgeclf.train.evaluation import FAILED, Evaluation
 from edgeclf.train.figures import history_figure, thumbnails
 from edgeclf.train.report import write_report
