@@ -54,6 +54,8 @@ def bench(
 
     if sources:
         record, said = _loops(bundle, sources, model, rounds, device, precision, batch)
+    elif precision != "fp32":
+        raise click.UsageError("--precision chooses a graph for SOURCE; without a SOURCE every precision is measured")
     else:
         record, said = _extractors(bundle, model, rounds, device, batch or 8)
     click.echo(json.dumps(record, indent=2) if form == "json" else said)

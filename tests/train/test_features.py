@@ -367,7 +367,7 @@ def test_video_that_ends_early_gives_what_was_read_and_is_not_kept(
     videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = ListSource("damaged", plain(RED, 2, fps=5), [n / 5 for n in range(10)], error=VideoError("bad packet"))
-    monkeypatch.setattr("edgeclf.train.features.open_video", lambda _: damaged)
+    monkeypatch.setattr("edgeclf.layouts.open_video", lambda _: damaged)
     (found,) = features_of(videos[:1], cache=tmp_path)
     assert (found.error, found.rows.shape) == ("bad packet", (10, 3))
     assert len(found.clips(CLIP)) == 2
