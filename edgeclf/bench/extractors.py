@@ -15,7 +15,7 @@ from edgeclf.bench.environment import environment
 from edgeclf.bench.timing import Distribution, interleaved
 from edgeclf.errors import EdgeclfError, MissingExtraError
 from edgeclf.model_directory import extractor_session
-from edgeclf.runtime.session import BACKENDS, Session, open_session
+from edgeclf.runtime.session import BACKENDS, CPU_PRECISIONS, Session, open_session
 from edgeclf.specs import Device, PreprocessSpec, TensorSpec
 
 REFERENCE = "onnxruntime fp32"
@@ -63,7 +63,7 @@ def session_ways(
 def _graphs_for(backend: str, graphs: Mapping[str, Path]) -> dict[str, Path]:
     if backend == "openvino":
         return {**graphs, "bf16": graphs["fp32"]}
-    return {name: graph for name, graph in graphs.items() if backend != "tensorrt" or name != "u8s8"}
+    return {name: graph for name, graph in graphs.items() if backend != "tensorrt" or name not in CPU_PRECISIONS}
 
 
 def keras_ways(extractor: Any, preprocess: PreprocessSpec, *, batch: int) -> list[Way]:

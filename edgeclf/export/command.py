@@ -132,11 +132,11 @@ def _check_tensorrt() -> None:
 
 def _build_engines(bundle: ModelBundle) -> None:
     """Open what runs on the device in each precision that TensorRT takes, which builds and keeps its engine."""
-    from edgeclf.runtime.session import open_session
+    from edgeclf.runtime.session import CPU_PRECISIONS, open_session
 
     entry = bundle.extractor if bundle.extractor.has_graph else bundle.classifier
     for precision in entry.precisions:
-        if precision != "u8s8":
+        if precision not in CPU_PRECISIONS:
             _say(f"building the {precision} engine")
             session = open_session(bundle.graph(entry, precision), "tensorrt", precision=precision)
             _say(f"{precision}: {session.placement}")

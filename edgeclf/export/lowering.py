@@ -30,6 +30,7 @@ from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share
 from edgeclf.export.windows import SampledClip, calibration_input, parity_clips, sampled_clips
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import open_model
+from edgeclf.runtime.session import CPU_PRECISIONS
 
 Say = Callable[[str], None]
 _Entry = TypeVar("_Entry", ExtractorEntry, ClassifierEntry)
@@ -161,7 +162,7 @@ class _Maker:
             share = int8_share(lowered)
             keys["edgeclf.quantisation"] = json.dumps(asdict(form))
         onnx.helper.set_model_props(lowered, keys)
-        if precision != "u8s8":
+        if precision not in CPU_PRECISIONS:
             require_lint(lowered, role=source, tensorrt=True)
         return lowered, share
 

@@ -22,7 +22,7 @@ from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.driver import cuda_driver_problem, device_identity
 from edgeclf.runtime.engine_cache import engine_folder
 from edgeclf.runtime.selftest_subjects import BATCHES, Arrays, Subject, subjects_of
-from edgeclf.runtime.session import Session, open_session
+from edgeclf.runtime.session import CPU_PRECISIONS, Session, open_session
 from edgeclf.runtime.sessions.cuda import import_cuda
 from edgeclf.runtime.tensorrt_engine import EnginePrecision, import_tensorrt
 from edgeclf.runtime.verify import open_classifiers
@@ -191,6 +191,8 @@ def _try_on_gpu(tests: _Tests, subjects: Sequence[Subject], smallest: Sequence[S
 
 
 def _gpu_checks(tests: _Tests, subject: Subject) -> Iterator[tuple[str, Callable[[], str]]]:
+    if subject.precision in CPU_PRECISIONS:
+        return
     yield "TensorRT builds, loads and runs it", lambda: _opens_tensorrt(subject)
     yield "TensorRT agrees with ONNX Runtime on the CPU", lambda: _agrees(subject, "tensorrt", "tensorrt")
     yield "a CUDA graph gives what a plain run gives", lambda: _graph_agrees(subject)

@@ -68,6 +68,7 @@ BACKENDS: Registry[Opener] = Registry(
 
 
 MAX_BATCH = 16
+CPU_PRECISIONS = frozenset({"u8s8"})  # graphs in a form that TensorRT refuses
 
 
 def open_session(

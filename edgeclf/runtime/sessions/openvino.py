@@ -29,8 +29,8 @@ _ELSEWHERE = "use --backend onnxruntime"
 _RECURRENT = frozenset(
     {"GRUSequence", "LSTMSequence", "RNNSequence", "GRUCell", "LSTMCell", "RNNCell", "Loop", "TensorIterator"}
 )
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # int8: of what is not quantised
-_CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "u8s8": "f32"}  # of what is not quantised
+_CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8", "u8s8": "INT8"}
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 # Larger batches run in parts of these sizes. A part costs no more per frame than one large batch (12.9 ms for 4,
@@ -47,8 +47,8 @@ def open_openvino(
 ) -> OpenVINOSession:
     """A session on the processor, for a graph whose only dynamic axis is the batch.
 
-    precision: "fp32" and "bf16" run an FP32 file, in just that precision; "int8" runs a file with QuantizeLinear nodes,
-    "fp16" a converted file. threads: inside one run; as many runs as the cores allow go on at a time.
+    precision: "fp32" and "bf16" run an FP32 file, in just that precision; "int8" and "u8s8" run a file with
+    QuantizeLinear nodes, "fp16" a converted file. threads: inside one run; as many runs as cores allow go on at a time.
     """
     del max_batch  # any batch runs, in parts
     openvino = import_extra("openvino", "OpenVINO", "openvino")
