@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.bundle import Manifest, ModelBundle, open_bundle, sha256_of, write_manifest
+from edgeclf.dataset import Dataset
 from edgeclf.errors import ExportError
 from edgeclf.export.bundling import (
     Graphs,
@@ -23,7 +24,10 @@ from edgeclf.export.bundling import (
 )
 from edgeclf.export.card import CARD_NAME, model_card
 from edgeclf.export.golden import with_classifier
+from edgeclf.export.lowering import judge_attached
 from edgeclf.export.parity import Check
+from edgeclf.export.precision import PrecisionReport
+from edgeclf.export.report import REPORT_NAME, report_page
 from edgeclf.model_directory import open_keras_model, read_description
 from edgeclf.runtime.golden import GOLDEN_NAME, read_golden, write_golden
 from edgeclf.runtime.verify import open_classifiers
@@ -32,14 +36,21 @@ _APART = "export it as its own bundle, or all of them anew: edgeclf export A -o 
 
 
 def attach_classifier(
-    path: Path, model_path: Path, *, clips: Sequence[str] = (), say: Say = lambda _: None
+    path: Path,
+    model_path: Path,
+    *,
+    clips: Sequence[str] = (),
+    data: Dataset | None = None,
+    split: str = "test",
+    say: Say = lambda _: None,
 ) -> ModelBundle:
     """Add the classifier of a model directory to the bundle in the folder `path`; it is returned opened and chosen.
 
-    Its extractor must become the very bytes that the bundle holds, and the new classifier passes the gate of export.
-    clips: videos that are compared from decoding to label. What stood in the bundle stays as it is, byte for byte but
-    for manifest, model card and golden inputs, which grow. Raises ExportError where the model does not fit, and
-    ParityError; the bundle is then as it was.
+    Its extractor must become the very bytes that the bundle holds, and the new classifier passes the gate of export, in
+    every precision of the extractor. clips: videos that are compared from decoding to label. data: labelled clips that
+    lower precisions are judged on, those of `split`; INT8 asks for them. What stood in the bundle stays as it is, byte
+    for byte but for manifest, report, model card and golden inputs, which grow. Raises ExportError where the model does
+    not fit, and ParityError; the bundle is then as it was.
     """
     held = open_classifiers(path)[0]
     description = read_description(model_path)
@@ -54,8 +65,10 @@ def attach_classifier(
         (copy / file).write_bytes(converted.classifier)
         manifest = _with_classifier(held.manifest, converted, file, sha256_of(copy / file))
         write_manifest(copy, manifest)
-        checks = proven(open_bundle(f"{copy}#{description.name}"), model_path, clips, say)
-        _finish(copy, manifest, held, converted, checks)
+        attached = open_bundle(f"{copy}#{description.name}")
+        checks = proven(attached, model_path, clips, say)
+        reports = judge_attached(attached, model_path, data, split=split, say=say)
+        _finish(copy, manifest, held, converted, checks, reports)
         open_bundle(f"{copy}#{description.name}")
         put_in_place(copy, path)
     return open_bundle(f"{path}#{description.name}")
@@ -90,27 +103,35 @@ def _with_classifier(manifest: Manifest, converted: Graphs, file: str, digest: s
     )
 
 
-def _finish(copy: Path, manifest: Manifest, held: ModelBundle, converted: Graphs, checks: Sequence[Check]) -> None:
-    """Add the report, the model card and the golden answers, and the hashes of what changed."""
-    changed = [CARD_NAME]
+def _finish(
+    copy: Path,
+    manifest: Manifest,
+    held: ModelBundle,
+    converted: Graphs,
+    checks: Sequence[Check],
+    reports: Sequence[PrecisionReport],
+) -> None:
+    """Add the reports, the model card and the golden answers, and the hashes of what changed."""
+    changed = [CARD_NAME, REPORT_NAME]
     card = copy / CARD_NAME
     before = [card.read_text(encoding="utf-8")] if card.exists() else []
-    card.write_text("\n".join([*before, model_card(converted.description, checks)]), encoding="utf-8")
+    card.write_text("\n".join([*before, model_card(converted.description, checks, reports)]), encoding="utf-8")
     if GOLDEN_NAME in manifest.files:
         write_golden(copy, with_classifier(read_golden(held), open_keras_model(converted.path)))
         changed.append(GOLDEN_NAME)
-    write_manifest(
-        copy,
-        replace(
-            manifest,
-            files={**manifest.files, **{name: sha256_of(copy / name) for name in changed}},
-            parity=_with_report(manifest, converted.description.name, checks),
-        ),
-    )
+    parity = _with_report(manifest, converted.description.name, checks, reports)
+    page = report_page(replace(manifest, parity=parity).to_dict())
+    (copy / REPORT_NAME).write_text(page, encoding="utf-8")
+    files = {**manifest.files, **{name: sha256_of(copy / name) for name in changed}}
+    write_manifest(copy, replace(manifest, files=files, parity=parity))
 
 
-def _with_report(manifest: Manifest, name: str, checks: Sequence[Check]) -> dict[str, Any]:
+def _with_report(
+    manifest: Manifest, name: str, checks: Sequence[Check], reports: Sequence[PrecisionReport]
+) -> dict[str, Any]:
     """The parity report with one more classifier's checks; each check names its classifier."""
     first = manifest.classifiers[0].name
     before = [{"classifier": first, **check} for check in manifest.parity.get("fp32", [])]
-    return {**manifest.parity, "fp32": [*before, *({"classifier": name, **check.to_dict()} for check in checks)]}
+    added = {report.precision: [*manifest.parity[report.precision], report.to_dict()] for report in reports}
+    fp32 = [*before, *({"classifier": name, **check.to_dict()} for check in checks)]
+    return {**manifest.parity, **added, "fp32": fp32}

@@ -67,10 +67,18 @@ def show(name: str, form: str) -> None:
 @click.option(
     "--clips", multiple=True, metavar="PATH", help="Videos to compare on, from decoding to label; repeatable."
 )
-def attach(path: Path, model: Path, clips: tuple[str, ...]) -> None:
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DATA",
+    help="Labelled clips that lower precisions of BUNDLE are judged on; INT8 asks for them.",
+)
+@click.option("--split", default="test", show_default=True, help="The clips of DATA that are taken.")
+def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, split: str) -> None:
     """Add the classifier of the trained model in MODEL_DIR to BUNDLE, if both have the very same extractor.
 
-    The new classifier must agree with Keras, as in export. Where anything fails the bundle stays as it was.
+    The new classifier must agree with Keras, as in export, and pass in every precision of BUNDLE. Where anything fails
+    the bundle stays as it was.
     NAME.edgeclf#MODEL then opens the new classifier.
 
     \b
@@ -78,11 +86,17 @@ def attach(path: Path, model: Path, clips: tuple[str, ...]) -> None:
       edgeclf bundle attach my_model.edgeclf other_model
       edgeclf bundle attach my_model.edgeclf other_model --clips "test/*.mp4"
     """
+    from edgeclf.dataset import load_dataset
     from edgeclf.export.attach import attach_classifier
     from edgeclf.video import expand_sources
 
     opened = attach_classifier(
-        path, model, clips=expand_sources(clips), say=lambda message: click.echo(message, err=True)
+        path,
+        model,
+        clips=expand_sources(clips),
+        data=load_dataset(data) if data else None,
+        split=split,
+        say=lambda message: click.echo(message, err=True),
     )
     held = ", ".join(f"{entry.name} with {len(entry.labels)} labels" for entry in opened.manifest.classifiers)
     click.echo(f"{opened.path}: {held}")
@@ -199,8 +213,19 @@ def _parity(parity: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(report, list):
             yield _line(precision, json.dumps(report, ensure_ascii=False))
             continue
-        passed = sum(isinstance(check, dict) and check.get("passed") is True for check in report)
-        yield _line(precision, f"{passed} of {len(report)} checks passed")
+        judged = [check for check in report if isinstance(check, dict) and "top1_agreement" in check]
+        for check in judged:
+            yield _line(precision, f"{check.get('classifier')}: {_judged(check)}")
+        if not judged:
+            passed = sum(isinstance(check, dict) and check.get("passed") is True for check in report)
+            yield _line(precision, f"{passed} of {len(report)} checks passed")
+
+
+def _judged(figures: Mapping[str, Any]) -> str:
+    said = f"same first label as fp32 in {figures['top1_agreement']:.2%} of {figures.get('windows')} windows"
+    if "accuracy" in figures:
+        said += f", accuracy {figures['accuracy']:.4f} beside {figures.get('fp32_accuracy'):.4f}"
+    return said
 
 
 def _provenance(provenance: Mapping[str, Any]) -> Iterator[str]:

@@ -174,21 +174,49 @@ class _Maker:
 
     def _report(self, number: int, manifest: Manifest, precision: str, share: float) -> PrecisionReport:
         bundle = open_bundle(f"{self.path}#{manifest.classifiers[number].name}")
-        threads = available_cores()
         if number not in self.references:
-            self.references[number] = Reference(open_model(bundle, "cpu", threads=threads))
-        with closing(open_model(bundle, "cpu", precision=precision, threads=threads)) as lowered:
-            report = judge(self.references[number], lowered, precision, share, self._clips(number, bundle))
+            self.references[number] = Reference(open_model(bundle, "cpu", threads=available_cores()))
+        data = self.lowering.data[number] if self.lowering.data else None
+        clips = _clips(bundle, self.models[number], data, self.lowering.split)
+        report = _judged(bundle, self.references[number], precision, share, clips)
         self.say(str(report))
         return report
 
-    def _clips(self, number: int, bundle: ModelBundle) -> Iterator[SampledClip]:
-        """Labelled clips of the split, all where there are no splits; the model's own few clips without any."""
-        if not self.lowering.data:
-            return parity_clips(self.models[number])
-        data, entry = self.lowering.data[number], bundle.classifier
-        known = [clip for clip in data.split(self.lowering.split) or data.clips if clip.label in entry.labels]
-        return sampled_clips(known, bundle.extractor.preprocess, entry.clip)
+
+def judge_attached(
+    bundle: ModelBundle, model_path: Path, data: Dataset | None, *, split: str, say: Say
+) -> list[PrecisionReport]:
+    """Reports of a classifier that comes to an extractor that is there in lower precisions, all of which passed.
+
+    data: labelled clips of the classifier, which INT8 asks for. Raises ExportError and ParityError.
+    """
+    held = [precision for precision in bundle.extractor.precisions if precision != "fp32"]
+    if data is None and set(held) & set(_FORMS):
+        raise ExportError(f"{bundle.path} holds {', '.join(held)}", hint="name labelled clips to judge with --data")
+    reference = Reference(open_model(bundle, "cpu", threads=available_cores()))
+    reports = []
+    for precision in held:
+        share = bundle.manifest.parity[precision][0]["share_of_layers"]
+        reports.append(_judged(bundle, reference, precision, share, _clips(bundle, model_path, data, split)))
+        say(str(reports[-1]))
+    require_precision(reports)
+    return reports
+
+
+def _judged(
+    bundle: ModelBundle, reference: Reference, precision: str, share: float, clips: Iterator[SampledClip]
+) -> PrecisionReport:
+    with closing(open_model(bundle, "cpu", precision=precision, threads=available_cores())) as lowered:
+        return judge(reference, lowered, precision, share, clips)
+
+
+def _clips(bundle: ModelBundle, model: Path, data: Dataset | None, split: str) -> Iterator[SampledClip]:
+    """Labelled clips of the split, all where there are no splits; the model's own few clips without any."""
+    if data is None:
+        return parity_clips(model)
+    entry = bundle.classifier
+    known = [clip for clip in data.split(split) or data.clips if clip.label in entry.labels]
+    return sampled_clips(known, bundle.extractor.preprocess, entry.clip)
 
 
 def _with_files(path: Path, manifest: Manifest, precision: str, names: Mapping[str, str]) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.dataset import Dataset
 from edgeclf.errors import ExportError, ParityError
 from edgeclf.export import lowering as module
+from edgeclf.export.attach import attach_classifier
 from edgeclf.export.bundling import export_bundle
 from edgeclf.export.half import half_from_onnx
 from edgeclf.export.lowering import Lowering
 from edgeclf.export.precision import LIMITS, Limits
 from edgeclf.export.quantize import QuantisationForm, int8_from_onnx
 from edgeclf.layouts import LabelledClip
+from edgeclf.model_directory import read_description, write_description
 from edgeclf.runtime.model import open_model
 from edgeclf.runtime.verify import verify_bundle
 from tests.support.keras_models import LABELS, clips, write_network_model
@@ -204,7 +207,7 @@ def test_int8_that_fails_is_tried_with_its_first_layers_in_fp32(
     bundle = export_bundle(model_dir, tmp_path / "a.edgeclf", lowering=lowering)
     assert converted == [0, 4]  # 10 are more than half of 12
     assert set(bundle.extractor.precisions) == {"fp32"}
-    assert "10000 are asked for" in bundle.manifest.parity["left_out"]["int8"][0]
+    assert any("10000 are asked for" in reason for reason in bundle.manifest.parity["left_out"]["int8"])
 
 
 def test_classifier_of_frames_is_lowered_itself(converters: None, tmp_path: Path) -> None:
@@ -219,3 +222,21 @@ def test_classifier_of_frames_is_lowered_itself(converters: None, tmp_path: Path
         for precision in ("fp32", "fp16")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=5e-3)
+
+
+def test_classifier_that_is_attached_is_judged_in_every_precision(
+    model_dir: Path, lowered: ModelBundle, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(lowered.path, tmp_path / "lowered.edgeclf"))
+    other = Path(shutil.copytree(model_dir, tmp_path / "other"))
+    write_description(other, replace(read_description(other), name="other"))
+    with pytest.raises(ExportError, match="name labelled clips to judge with --data"):
+        attach_classifier(path, other)
+    with pytest.raises(ParityError, match="other in int8: 56 labelled windows cannot tell"):
+        attach_classifier(path, other, data=data)
+    assert open_bundle(path).manifest == open_bundle(lowered.path).manifest
+    monkeypatch.setattr("edgeclf.export.precision.PrecisionReport.failures", lambda self, **_: [])
+    attached = attach_classifier(path, other, data=data)
+    assert [report["classifier"] for report in attached.manifest.parity["int8"]] == ["tiny", "other"]
+    assert "other in u8s8" in (path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert (path / "report.html").read_text(encoding="utf-8").count('<td class="text">other</td>') > 3
