@@ -266,7 +266,8 @@ def test_command_ends_with_1_where_a_source_cannot_be_read(colors: Path, videos:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing argument 'BUNDLE'"),
+        ([], "name a BUNDLE, or a --network"),
+        (["{colors}", "--network", "vgg16"], "name a BUNDLE, or a --network"),
         (["{colors}", "--precision", "int8"], "without a SOURCE every precision is measured"),
         (["nothing", "{video}"], "BundleError: there is no bundle 'nothing'"),
         (["{colors}", "{video}", "--rounds", "0"], "0 is not in the range"),

@@ -98,3 +98,18 @@ def test_keras_is_called_in_three_ways() -> None:
     some = noise(FRAMES, 4)
     for way in ways:
         assert way.extract(some[: way.batch]) == pytest.approx(mean_color(some[: way.batch]), abs=1e-5)
+
+
+@pytest.mark.keras
+def test_network_of_the_recipes_is_measured_without_training() -> None:
+    for package in ("tensorflow", "tf2onnx"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install 'edgeclf[dev]'")
+    arguments = ["--network", "faces_cnn", "--rounds", "1", "--batch", "2", "--device", "cpu", "--format", "json"]
+    done = CliRunner().invoke(bench, arguments)
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert set(record["files"]) == {"fp32", "fp16", "int8", "u8s8"}
+    assert record["files"]["fp16"]["megabytes"] < record["files"]["fp32"]["megabytes"]
+    ways = {way["name"]: way for way in record["ways"]}
+    assert {"onnxruntime u8s8", "openvino int8", "Keras predict, frame by frame", "tf.function"} <= set(ways)
+    assert ways["tf.function"]["mean_cosine"] == pytest.approx(1, abs=1e-4)
