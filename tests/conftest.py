@@ -11,7 +11,6 @@ import pytest
 
 from tests.support.colors import write_bundle
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a script left in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
