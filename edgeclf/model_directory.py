@@ -133,12 +133,18 @@ def write_model(
     """
     path.mkdir(parents=True, exist_ok=True)
     if extractor is not None:
-        extractor.save(path / EXTRACTOR_NAME)
-    classifier.save(path / CLASSIFIER_NAME)
+        _save(extractor, path / EXTRACTOR_NAME)
+    _save(classifier, path / CLASSIFIER_NAME)
     write_description(path, description)
     model = _keras_model(description, extractor, classifier)
     with (path / PARITY_NAME).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **_answers(model, clips))
+
+
+def _save(model: Any, file: Path) -> None:
+    """Write a Keras model without its optimiser, which holds every weight twice more."""
+    model.optimizer, model.compiled = None, False
+    model.save(file)
 
 
 def read_description(path: Path) -> ModelDescription:

@@ -63,6 +63,20 @@ def arrays(written: Path) -> dict[str, Any]:
         return dict(file)
 
 
+def test_optimiser_is_left_out_of_the_files(tmp_path: Path) -> None:
+    require("tensorflow", "keras")
+    from edgeclf.train.classifiers import vote_classifier
+
+    model = vote_classifier(1, FEATURES, len(LABELS))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(np.zeros((2, 1, FEATURES)), np.zeros(2), verbose=0)
+    clip = replace(CLIP, length=1, padding="repeat_last")
+    write_model(tmp_path / "vote", replace(description(), clip=clip), extractor(), model, [clips()[0][:1]])
+    weights = sum(int(np.prod(weight.shape)) * 4 for weight in model.weights)
+    assert (tmp_path / "vote" / "classifier.keras").stat().st_size < 1.5 * weights
+    assert load_keras(tmp_path / "vote")[1].count_params() == model.count_params()
+
+
 # -- model.json -------------------------------------------------------------------------------------------------------
 
 
