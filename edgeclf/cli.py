@@ -50,6 +50,7 @@ class _LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Show the library's log on stderr.")
 def cli(verbose: bool) -> None:
     """Edge inference engine for video classification: from labelled clips to labels on a running video."""
+    logging.getLogger("edgeclf.runtime.sessions.tensorrt").setLevel(logging.INFO)  # an engine takes minutes to build
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

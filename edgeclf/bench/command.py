@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from edgeclf.errors import SessionError
 from edgeclf.specs import Device, TensorSpec
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def _ways(
     from edgeclf.runtime.progress import steps
 
     ways, reasons = session_ways(graphs, device, batch=batch, threads=available_cores())
+    if not ways:
+        said = "\n  ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise SessionError(f"nothing runs the extractor on {device}:\n  {said}", hint="see edgeclf doctor")
     ways += keras
     with steps("turns", len(ways) * rounds) as advance:
         record = measure_extractors(ways, noise(frames, batch), rounds=rounds, progress=advance)

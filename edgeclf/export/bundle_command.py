@@ -73,7 +73,13 @@ def show(name: str, form: str) -> None:
     metavar="DATA",
     help="Labelled clips that lower precisions of BUNDLE are judged on; INT8 asks for them.",
 )
-@click.option("--split", default="test", show_default=True, help="The clips of DATA that are taken.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="The clips of DATA that are taken.",
+)
 def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, split: str) -> None:
     """Add the classifier of the trained model in MODEL_DIR to BUNDLE, if both have the very same extractor.
 

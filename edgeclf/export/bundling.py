@@ -266,7 +266,11 @@ def _finish(path: Path, lowered: Lowered, models: Sequence[Path], reports: Seque
     """Add the report, in which each check names its classifier, the same as a page, and the model card."""
     manifest = lowered.manifest
     cards = [
-        model_card(read_description(model), checks, [one for one in lowered.reports if one.classifier == entry.name])
+        model_card(
+            read_description(model),
+            checks,
+            [one for one in lowered.reports if one.classifier == entry.name and one.precision not in lowered.left_out],
+        )
         for model, checks, entry in zip(models, reports, manifest.classifiers, strict=True)
     ]
     (path / CARD_NAME).write_text("\n".join(cards), encoding="utf-8")
@@ -291,7 +295,11 @@ def _finish(path: Path, lowered: Lowered, models: Sequence[Path], reports: Seque
 
 def _replay(path: Path, say: Say) -> None:
     """The bundle as it was written gives its golden answers, as `edgeclf verify` will ask of it elsewhere."""
-    verdicts = [verdict for bundle in open_classifiers(path) for verdict in verify_bundle(bundle, device="cpu")]
+    verdicts = [
+        verdict
+        for bundle in open_classifiers(path)
+        for verdict in verify_bundle(bundle, device="cpu", precisions=["fp32"])
+    ]
     if failed := [verdict for verdict in verdicts if not verdict.passed]:
         raise ParityError(
             "the bundle does not give its own golden answers:\n" + table(path, failed), hint="nothing was written"

@@ -46,10 +46,16 @@ def model_card(
         "## Agreement with Keras",
         "",
         *(f"- {check}" for check in checks),
-        *(f"- {report}" for report in precisions),
+        *_beside_fp32(precisions),
         "",
     ]
     return "\n".join(lines)
+
+
+def _beside_fp32(precisions: Iterable[PrecisionReport]) -> Iterator[str]:
+    said = [f"- {report}" for report in precisions]
+    if said:
+        yield from ("", "## Lower precisions beside FP32", "", *said)
 
 
 # -- what goes in -----------------------------------------------------------------------------------------------------

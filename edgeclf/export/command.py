@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     metavar="DATA",
     help="Labelled clips, as for train, that calibrate and judge lower precisions; once for each model.",
 )
-@click.option("--split", default="test", show_default=True, help="The clips of DATA that precisions are judged on.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="The clips of DATA that precisions are judged on.",
+)
 @click.option("--windows", "min_windows", type=click.IntRange(1), default=2000, show_default=True,
               help="Labelled windows that INT8 is judged on at least.")  # fmt: skip
 @click.option("--allow", is_flag=True, help="Leave out a precision that misses its limits, and write the rest.")

@@ -28,6 +28,7 @@ from edgeclf.export.lint import require_lint
 from edgeclf.export.precision import LIMITS, MIN_WINDOWS, PrecisionReport, Reference, judge, require_precision
 from edgeclf.export.quantize import QuantisationForm, int8_from_onnx, int8_share, layer_count
 from edgeclf.export.windows import SampledClip, calibration_input, parity_clips, sampled_clips
+from edgeclf.layouts import LabelledClip
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import open_model
 from edgeclf.runtime.session import CPU_PRECISIONS
@@ -84,9 +85,9 @@ def add_precisions(path: Path, manifest: Manifest, models: Sequence[Path], lower
             f"{len(models)} models need labelled clips each, {len(lowering.data)} sets are there",
             hint="name --data once for each model, in their order",
         )
-    lowered = Lowered(manifest)
+    lowered, maker = Lowered(manifest), _Maker(path, tuple(models), lowering, say)
     for precision in dict.fromkeys(lowering.precisions):
-        lowered = _with_precision(lowered, precision, _Maker(path, tuple(models), lowering, say))
+        lowered = _with_precision(lowered, precision, maker)
     return lowered
 
 
@@ -99,7 +100,8 @@ def _with_precision(lowered: Lowered, precision: str, maker: _Maker) -> Lowered:
         if not failures:
             return Lowered(manifest, (*lowered.reports, *reports), lowered.left_out)
     if not maker.lowering.allow:
-        require_precision(reports, min_windows=allowed)
+        hint = "nothing was written; --allow leaves such a precision out of the bundle"
+        require_precision(reports, min_windows=allowed, hint=hint)
     for file in set(manifest.files) - set(lowered.manifest.files):
         (maker.path / file).unlink()
     write_manifest(maker.path, lowered.manifest)
@@ -115,6 +117,7 @@ class _Maker:
     lowering: Lowering
     say: Say
     references: dict[int, Reference] = field(default_factory=dict)  # of each classifier
+    calibration: list[NDArray[np.uint8]] = field(default_factory=list)  # read once
 
     def steps(self, manifest: Manifest, precision: str) -> Iterator[int]:
         """How many layers stay in FP32, in the order in which that is tried; never half of them."""
@@ -168,9 +171,11 @@ class _Maker:
 
     def _calibration(self, manifest: Manifest) -> NDArray[np.uint8]:
         """Input of the graph, of training clips; of all clips where there are no splits."""
-        training = [one for data in self.lowering.data for one in data.split("train") or data.clips]
-        clip = manifest.classifiers[0].clip
-        return calibration_input(training, manifest.extractor.preprocess, clip, whole=not manifest.extractor.has_graph)
+        if not self.calibration:
+            training = [one for data in self.lowering.data for one in clips_of(data, "train")]
+            clip, whole = manifest.classifiers[0].clip, not manifest.extractor.has_graph
+            self.calibration.append(calibration_input(training, manifest.extractor.preprocess, clip, whole=whole))
+        return self.calibration[0]
 
     def _report(self, number: int, manifest: Manifest, precision: str, share: float) -> PrecisionReport:
         bundle = open_bundle(f"{self.path}#{manifest.classifiers[number].name}")
@@ -196,7 +201,8 @@ def judge_attached(
     reference = Reference(open_model(bundle, "cpu", threads=available_cores()))
     reports = []
     for precision in held:
-        share = bundle.manifest.parity[precision][0]["share_of_layers"]
+        judged = bundle.manifest.parity.get(precision) or [{}]
+        share = judged[0].get("share_of_layers", 1.0)
         reports.append(_judged(bundle, reference, precision, share, _clips(bundle, model_path, data, split)))
         say(str(reports[-1]))
     require_precision(reports)
@@ -210,12 +216,23 @@ def _judged(
         return judge(reference, lowered, precision, share, clips)
 
 
+def clips_of(data: Dataset, split: str) -> Sequence[LabelledClip]:
+    """The clips of a split; all where the data have no splits. Raises ExportError where only this one is empty."""
+    if not (data.split("validation") or data.split("test")):
+        return data.clips
+    if not (chosen := data.split(split)):
+        raise ExportError(
+            f"the labelled clips have no split {split!r}", hint="INT8 is calibrated on train, and judged on --split"
+        )
+    return chosen
+
+
 def _clips(bundle: ModelBundle, model: Path, data: Dataset | None, split: str) -> Iterator[SampledClip]:
     """Labelled clips of the split, all where there are no splits; the model's own few clips without any."""
     if data is None:
         return parity_clips(model)
     entry = bundle.classifier
-    known = [clip for clip in data.split(split) or data.clips if clip.label in entry.labels]
+    known = [clip for clip in clips_of(data, split) if clip.label in entry.labels]
     return sampled_clips(known, bundle.extractor.preprocess, entry.clip)
 
 

@@ -89,22 +89,19 @@ class PrecisionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
-        figures = {
+        figures: dict[str, Any] = {
             "share_of_layers": round(self.share, 4),
             "clips": self.clips,
             "windows": self.windows,
-            "min_cosine": round(self.min_cosine, 6),
-            "mean_cosine": round(self.mean_cosine, 6),
+            "min_cosine": _rounded(self.min_cosine),
+            "mean_cosine": _rounded(self.mean_cosine),
             "top1_agreement": round(self.agreement, 5),
         }
         if self.accuracy is not None and self.fp32_accuracy is not None:
             figures |= {"accuracy": round(self.accuracy, 5), "fp32_accuracy": round(self.fp32_accuracy, 5)}
-        interval = self.interval and [round(self.interval.low, 3), round(self.interval.high, 3)]
-        return {
-            "classifier": self.classifier,
-            **figures,
-            **({"accuracy_difference_interval_points": interval} if interval else {}),
-        }
+        if self.interval is not None and self.interval.is_known:
+            figures["accuracy_difference_interval_points"] = [round(self.interval.low, 3), round(self.interval.high, 3)]
+        return {"classifier": self.classifier, **figures}
 
     def __str__(self) -> str:
         said = (
@@ -147,7 +144,9 @@ def judge(
     return tally.report(precision, share)
 
 
-def require_precision(reports: Sequence[PrecisionReport], *, min_windows: int = MIN_WINDOWS) -> None:
+def require_precision(
+    reports: Sequence[PrecisionReport], *, min_windows: int = MIN_WINDOWS, hint: str = "nothing was written"
+) -> None:
     """Raise ParityError that names every precision that missed its limits."""
     failed = [
         f"{report.classifier} in {report.precision}: {missed}"
@@ -157,7 +156,7 @@ def require_precision(reports: Sequence[PrecisionReport], *, min_windows: int = 
     if failed:
         raise ParityError(
             "a lower precision is too far from FP32:\n  " + "\n  ".join(failed),
-            hint="nothing was written; --allow leaves such a precision out of the bundle",
+            hint=hint,
         )
 
 
@@ -222,6 +221,11 @@ class _Tally:
         if right is None or fp32_right is None:
             return None
         return bootstrap_interval(100.0 * (right.astype(float) - fp32_right.astype(float)), self._groups)
+
+
+def _rounded(value: float) -> float | None:
+    """None in the place of what is no number, which JSON does not have."""
+    return round(value, 6) if np.isfinite(value) else None
 
 
 _TINY = 1e-2  # of the usual length: rows this short are features of nothing, which have no direction

@@ -84,7 +84,7 @@ def _precisions(
             (
                 row["classifier"],
                 precision,
-                *(form.format(row[key]) if key in row else "" for key, _, form in _PRECISION_COLUMNS),
+                *(_shown(row.get(key), form) for key, _, form in _PRECISION_COLUMNS),
                 "{:+.2f} to {:+.2f}".format(*row["accuracy_difference_interval_points"])
                 if "accuracy_difference_interval_points" in row
                 else "",
@@ -115,6 +115,10 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) 
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
 
 
 def _class(place: int, texts: int) -> str:

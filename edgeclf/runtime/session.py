@@ -67,7 +67,7 @@ BACKENDS: Registry[Opener] = Registry(
 )
 
 
-MAX_BATCH = 16
+MAX_BATCH = 32  # what the loop gives a GPU at once
 CPU_PRECISIONS = frozenset({"u8s8"})  # graphs in a form that TensorRT refuses
 
 

@@ -16,7 +16,7 @@ from edgeclf.bundle import MANIFEST_NAME, ModelBundle, open_bundle
 from edgeclf.errors import SessionError
 from edgeclf.runtime.golden import Golden, read_golden
 from edgeclf.runtime.model import Model, open_model
-from edgeclf.runtime.session import MAX_BATCH
+from edgeclf.runtime.session import CPU_PRECISIONS, MAX_BATCH
 from edgeclf.specs import Device
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -119,7 +119,9 @@ def verify_bundle(
     golden = read_golden(bundle)
     entry = bundle.extractor if bundle.extractor.has_graph else bundle.classifier
     verdicts = []
-    for precision in precisions or entry.precisions:
+    on_tensorrt = "tensorrt" in (device, backend)
+    held = [name for name in entry.precisions if not (on_tensorrt and name in CPU_PRECISIONS)]
+    for precision in precisions or held:
         try:
             verdicts.append(_replayed(bundle, golden, device, backend, precision))
         except SessionError as error:

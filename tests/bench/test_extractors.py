@@ -20,6 +20,7 @@ from edgeclf.bench.extractors import (
     session_ways,
 )
 from edgeclf.specs import PreprocessSpec, TensorSpec
+from tests.support.labelled import edgeclf
 
 FRAMES = TensorSpec("frames", "uint8", (None, 16, 16, 3))
 
@@ -83,6 +84,13 @@ def test_bench_without_a_source_measures_the_extractor(colors: Path) -> None:
     record = json.loads(done.stdout)
     assert REFERENCE in [way["name"] for way in record["ways"]]
     assert "tensorrt fp32" in record["unavailable"]
+
+
+def test_device_that_nothing_runs_on_is_an_error(colors: Path) -> None:
+    done = edgeclf("bench", colors, "--device", "cuda", "--rounds", "1")
+    assert done.returncode == 2
+    assert "nothing runs the extractor on cuda" in done.stderr
+    assert REFERENCE in done.stderr
 
 
 @pytest.mark.keras

@@ -240,3 +240,10 @@ def test_classifier_that_is_attached_is_judged_in_every_precision(
     assert [report["classifier"] for report in attached.manifest.parity["int8"]] == ["tiny", "other"]
     assert "other in u8s8" in (path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert (path / "report.html").read_text(encoding="utf-8").count('<td class="text">other</td>') > 3
+
+
+def test_split_that_is_not_there_is_refused(model_dir: Path, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no split 'validation'"):
+        export_bundle(model_dir, tmp_path / "a.edgeclf", lowering=Lowering(("int8",), (data,), split="validation"))
+    without = Dataset(tuple(replace(clip, split="train") for clip in data.clips), data.labels)
+    assert module.clips_of(without, "test") == without.clips

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -97,6 +98,13 @@ def test_scores_that_are_no_numbers_never_agree() -> None:
     report = judge(Reference(model()), model(factor=math.nan), "fp16", 1.0, CLIPS)
     assert report.agreement == 0
     assert any("no numbers" in failure for failure in report.failures())
+
+
+def test_figures_that_are_no_numbers_are_written_as_none() -> None:
+    report = judge(Reference(model()), model(factor=math.nan), "int8", 1.0, [clip(30, "dark", "a")])
+    figures = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert figures["min_cosine"] is figures["mean_cosine"] is None
+    assert "accuracy_difference_interval_points" not in figures  # of one recording
 
 
 def test_no_clip_is_an_error() -> None:

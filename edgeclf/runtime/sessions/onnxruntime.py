@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeclf.errors import MissingExtraError, SessionError, import_extra
 from edgeclf.runtime.driver import cuda_driver_problem
-from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement
+from edgeclf.runtime.session import CPU_PRECISIONS, MAX_BATCH, Arrays, Placement
 from edgeclf.runtime.sessions.providers import (
     PROVIDERS,
     GraphUse,
@@ -51,6 +51,8 @@ def open_onnxruntime(
     other devices any batch runs. gpu_mem_limit: bytes that the CUDA provider may take.
     """
     ort = import_onnxruntime()
+    if device == "tensorrt" and precision in CPU_PRECISIONS:
+        raise SessionError(f"TensorRT takes no {precision}", hint="use --precision int8, or another device")
     if precision == "bf16":
         raise SessionError("ONNX Runtime does not run bf16", hint="use --backend openvino, or --precision fp32")
     use = GraphUse(graph, (), precision, max_batch, gpu_mem_limit)
