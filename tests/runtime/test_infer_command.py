@@ -98,7 +98,10 @@ def test_interrupt_keeps_what_was_written_and_exits_130(colors: Path, many: Path
         assert process.stdout
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
+        try:
+            rest, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()  # or leaving the block waits for one that does not end
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert all(json.loads(line) for line in (first + rest).splitlines())
