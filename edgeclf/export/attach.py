@@ -26,7 +26,7 @@ from edgeclf.export.card import CARD_NAME, model_card
 from edgeclf.export.golden import with_classifier
 from edgeclf.export.lowering import judge_attached
 from edgeclf.export.parity import Check
-from edgeclf.export.precision import PrecisionReport
+from edgeclf.export.precision import MIN_WINDOWS, PrecisionReport
 from edgeclf.export.report import REPORT_NAME, report_page
 from edgeclf.model_directory import open_keras_model, read_description
 from edgeclf.runtime.golden import GOLDEN_NAME, read_golden, write_golden
@@ -42,15 +42,16 @@ def attach_classifier(
     clips: Sequence[str] = (),
     data: Dataset | None = None,
     split: str = "test",
+    min_windows: int = MIN_WINDOWS,
     say: Say = lambda _: None,
 ) -> ModelBundle:
     """Add the classifier of a model directory to the bundle in the folder `path`; it is returned opened and chosen.
 
     Its extractor must become the very bytes that the bundle holds, and the new classifier passes the gate of export, in
     every precision of the extractor. clips: videos that are compared from decoding to label. data: labelled clips that
-    lower precisions are judged on, those of `split`; INT8 asks for them. What stood in the bundle stays as it is, byte
-    for byte but for manifest, report, model card and golden inputs, which grow. Raises ExportError where the model does
-    not fit, and ParityError; the bundle is then as it was.
+    lower precisions are judged on, those of `split`; INT8 asks for them, and for `min_windows` windows of them. What
+    stood in the bundle stays as it is, byte for byte but for manifest, report, model card and golden inputs, which
+    grow. Raises ExportError where the model does not fit, and ParityError; the bundle is then as it was.
     """
     held = open_classifiers(path)[0]
     description = read_description(model_path)
@@ -67,7 +68,7 @@ def attach_classifier(
         write_manifest(copy, manifest)
         attached = open_bundle(f"{copy}#{description.name}")
         checks = proven(attached, model_path, clips, say)
-        reports = judge_attached(attached, model_path, data, split=split, say=say)
+        reports = judge_attached(attached, model_path, data, split=split, min_windows=min_windows, say=say)
         _finish(copy, manifest, held, converted, checks, reports)
         open_bundle(f"{copy}#{description.name}")
         put_in_place(copy, path)

@@ -80,7 +80,9 @@ def show(name: str, form: str) -> None:
     show_default=True,
     help="The clips of DATA that are taken.",
 )
-def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, split: str) -> None:
+@click.option("--windows", "min_windows", type=click.IntRange(1), default=2000, show_default=True,
+              help="Labelled windows that INT8 is judged on at least.")  # fmt: skip
+def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, split: str, min_windows: int) -> None:
     """Add the classifier of the trained model in MODEL_DIR to BUNDLE, if both have the very same extractor.
 
     The new classifier must agree with Keras, as in export, and pass in every precision of BUNDLE. Where anything fails
@@ -102,6 +104,7 @@ def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, s
         clips=expand_sources(clips),
         data=load_dataset(data) if data else None,
         split=split,
+        min_windows=min_windows,
         say=lambda message: click.echo(message, err=True),
     )
     held = ", ".join(f"{entry.name} with {len(entry.labels)} labels" for entry in opened.manifest.classifiers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,13 +141,13 @@ def _build_engines(bundle: ModelBundle) -> None:
     """Open what runs on the device in each precision that TensorRT takes, which builds and keeps its engine."""
     from edgeclf.runtime.session import CPU_PRECISIONS, open_session
 
-    entry = bundle.extractor if bundle.extractor.has_graph else bundle.classifier
-    for precision in entry.precisions:
-        if precision not in CPU_PRECISIONS:
-            _say(f"building the {precision} engine")
-            session = open_session(bundle.graph(entry, precision), "tensorrt", precision=precision)
-            _say(f"{precision}: {session.placement}")
-            session.close()
+    entries = [bundle.extractor] if bundle.extractor.has_graph else list(bundle.manifest.classifiers)
+    for entry in entries:
+        for precision in entry.precisions:
+            if precision not in CPU_PRECISIONS:
+                _say(f"building the {precision} engine of {entry.precisions[precision]}")
+                with closing(open_session(bundle.graph(entry, precision), "tensorrt", precision=precision)) as session:
+                    _say(f"{precision}: {session.placement}")
 
 
 def _say(message: str) -> None:

@@ -189,7 +189,7 @@ class _Maker:
 
 
 def judge_attached(
-    bundle: ModelBundle, model_path: Path, data: Dataset | None, *, split: str, say: Say
+    bundle: ModelBundle, model_path: Path, data: Dataset | None, *, split: str, min_windows: int, say: Say
 ) -> list[PrecisionReport]:
     """Reports of a classifier that comes to an extractor that is there in lower precisions, all of which passed.
 
@@ -205,7 +205,7 @@ def judge_attached(
         share = judged[0].get("share_of_layers", 1.0)
         reports.append(_judged(bundle, reference, precision, share, _clips(bundle, model_path, data, split)))
         say(str(reports[-1]))
-    require_precision(reports)
+    require_precision(reports, min_windows=min_windows, hint="the bundle stays as it is")
     return reports
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle
-from edgeclf.errors import BundleError
+from edgeclf.errors import BundleError, EdgeclfError
 from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement, Session, open_session
 from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
 
@@ -84,7 +84,11 @@ def open_model(
     extractor: Session
     if bundle.extractor.has_graph:
         extractor = on_device(bundle.extractor)
-        classifier = open_session(bundle.graph(bundle.classifier), "cpu")
+        try:
+            classifier = open_session(bundle.graph(bundle.classifier), "cpu")
+        except EdgeclfError:
+            extractor.close()
+            raise
     else:
         extractor = FramesAsFeatures(bundle.extractor.preprocess)
         classifier = on_device(bundle.classifier)
