@@ -70,7 +70,8 @@ def export_bundle(
     """
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    models = [model_path, *also]
+    models, lowering = [model_path, *also], lowering or Lowering()
+    lowering.check(models)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         path = Path(folder, target.name)
         path.mkdir()
@@ -80,7 +81,7 @@ def export_bundle(
         reports = [
             proven(bundle, model, clips, say) for bundle, model in zip(_opened(path, manifest), models, strict=True)
         ]
-        lowered = add_precisions(path, manifest, models, lowering or Lowering(), say)
+        lowered = add_precisions(path, manifest, models, lowering, say)
         write_golden(path, golden_of([open_keras_model(model) for model in models], clips=golden))
         _finish(path, lowered, models, reports)
         _replay(path, say)

@@ -64,6 +64,14 @@ class Lowering:
                 "INT8 is calibrated on training clips and judged on labelled ones", hint="name them with --data"
             )
 
+    def check(self, models: Sequence[Path]) -> None:
+        """Raise ExportError unless there are labelled clips for each model, or none at all."""
+        if self.data and len(self.data) != len(models):
+            raise ExportError(
+                f"{len(models)} models need labelled clips each, {len(self.data)} sets are there",
+                hint="name --data once for each model, in their order",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
@@ -80,11 +88,6 @@ def add_precisions(path: Path, manifest: Manifest, models: Sequence[Path], lower
     The bundle's FP32 graphs are there and proven. INT8 that fails is tried again with more of its first layers in
     float32. Raises ParityError where a precision fails and may not be left out.
     """
-    if lowering.data and len(lowering.data) != len(models):
-        raise ExportError(
-            f"{len(models)} models need labelled clips each, {len(lowering.data)} sets are there",
-            hint="name --data once for each model, in their order",
-        )
     lowered, maker = Lowered(manifest), _Maker(path, tuple(models), lowering, say)
     for precision in dict.fromkeys(lowering.precisions):
         lowered = _with_precision(lowered, precision, maker)
@@ -93,17 +96,26 @@ def add_precisions(path: Path, manifest: Manifest, models: Sequence[Path], lower
 
 def _with_precision(lowered: Lowered, precision: str, maker: _Maker) -> Lowered:
     """What there is with one precision more, or with the reasons why it is not there."""
-    allowed = maker.lowering.min_windows
-    for float_layers in maker.steps(lowered.manifest, precision):
-        manifest, reports = maker.judged(lowered.manifest, precision, float_layers)
-        failures = [f"{one.classifier}: {failure}" for one in reports for failure in one.failures(min_windows=allowed)]
-        if not failures:
-            return Lowered(manifest, (*lowered.reports, *reports), lowered.left_out)
-    if not maker.lowering.allow:
-        hint = "nothing was written; --allow leaves such a precision out of the bundle"
-        require_precision(reports, min_windows=allowed, hint=hint)
-    for file in set(manifest.files) - set(lowered.manifest.files):
-        (maker.path / file).unlink()
+    lowering, reports = maker.lowering, list[PrecisionReport]()
+    try:
+        for float_layers in maker.steps(lowered.manifest, precision):
+            manifest, reports = maker.judged(lowered.manifest, precision, float_layers)
+            failures = [
+                f"{one.classifier}: {failure}"
+                for one in reports
+                for failure in one.failures(min_windows=lowering.min_windows)
+            ]
+            if not failures:
+                return Lowered(manifest, (*lowered.reports, *reports), lowered.left_out)
+        if not lowering.allow:
+            hint = "nothing was written; --allow leaves such a precision out of the bundle"
+            require_precision(reports, min_windows=lowering.min_windows, hint=hint)
+    except ExportError as error:
+        if not lowering.allow:
+            raise
+        failures = [str(error)]
+    for file in maker.path.glob(f"*.{precision}.onnx"):
+        file.unlink()
     write_manifest(maker.path, lowered.manifest)
     return Lowered(lowered.manifest, (*lowered.reports, *reports), {**lowered.left_out, precision: failures})
 

@@ -249,3 +249,17 @@ def test_split_that_is_not_there_is_refused(model_dir: Path, data: Dataset, tmp_
         export_bundle(model_dir, tmp_path / "a.edgeclf", lowering=Lowering(("int8",), (data,), split="validation"))
     without = Dataset(tuple(replace(clip, split="train") for clip in data.clips), data.labels)
     assert module.clips_of(without, "test") == without.clips
+
+
+def test_precision_that_cannot_be_made_is_left_out_where_that_is_allowed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(model: Any) -> Any:
+        raise ExportError("the graph is too odd")
+
+    monkeypatch.setattr(module, "half_from_onnx", refused)
+    with pytest.raises(ExportError, match="too odd"):
+        export_bundle(model_dir, tmp_path / "a.edgeclf", lowering=Lowering(("fp16",)))
+    bundle = export_bundle(model_dir, tmp_path / "a.edgeclf", lowering=Lowering(("fp16",), allow=True))
+    assert bundle.manifest.parity["left_out"] == {"fp16": ["the graph is too odd"]}
+    assert set(bundle.extractor.precisions) == {"fp32"}
