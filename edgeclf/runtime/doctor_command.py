@@ -13,7 +13,7 @@ import click
     "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True, help="What to print."
 )
 def doctor(form: str) -> None:
-    r"""Say what works on this machine, what does not, why, and what to do about it.
+    """Say what works on this machine, what does not, why, and what to do about it.
 
     Every library and device is tried in a process of its own with a time limit, so that one that crashes or hangs does
     no harm. What is "not there" may be of no use here. Exit code 1 says that nothing can be classified at all.

@@ -23,7 +23,7 @@ from edgeclf.specs import Device
     "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True, help="What to print."
 )
 def verify(bundle: str, device: Device, backend: str | None, precisions: tuple[str, ...], form: str) -> None:
-    r"""Replay the golden inputs of a bundle on a device, and compare with the answers of the model it was made from.
+    """Replay the golden inputs of a bundle on a device, and compare with the answers of the model it was made from.
 
     fp32 must give the same labels and scores. Other precisions must give features that point the same way and, where
     the winner is clear, the same labels. No training framework is needed. Exit code 1 says that something differs, 2
