@@ -17,12 +17,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeclf.errors import EdgeclfError, MissingExtraError
 from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.machine import package_version
 
 State = Literal["works", "absent", "broken"]
 
@@ -181,7 +182,7 @@ def _extras() -> Finding:
         return Finding("extras", "absent", "edgeclf runs from its source folder", 'install it: pip install ".[cpu]"')
     complete, lacking = [], []
     for extra, packages in extras.items():
-        missing = [package for package in packages if not _version(package)]
+        missing = [package for package in packages if not package_version(package)]
         if missing:
             lacking.append(f"{extra} (lacks {', '.join(missing)})")
         else:
@@ -290,7 +291,7 @@ def _cuda_python() -> Finding:
         import_module("cuda.bindings.runtime")
     except ModuleNotFoundError:
         return Finding(name, "absent", "it is not installed", 'pip install "edgeclf[tensorrt]", for --backend tensorrt')
-    return Finding(name, "works", _version("cuda-bindings") or _version("cuda-python"))
+    return Finding(name, "works", package_version("cuda-bindings") or package_version("cuda-python"))
 
 
 def _openvino() -> Finding:
@@ -350,14 +351,7 @@ def _bundles() -> Finding:
 
 
 def _installed(packages: Iterable[str]) -> list[str]:
-    return [f"{package} {found}" for package in packages if (found := _version(package))]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    return [f"{package} {found}" for package in packages if (found := package_version(package))]
 
 
 QUESTIONS: Mapping[str, Question] = {

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,9 +20,11 @@ from edgeclf.errors import EdgeclfError, MissingExtraError, SessionError, import
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.driver import cuda_driver_problem, device_identity
 from edgeclf.runtime.engine_cache import engine_folder
+from edgeclf.runtime.machine import first_line, package_version, processor
 from edgeclf.runtime.selftest_subjects import BATCHES, Arrays, Subject, subjects_of
 from edgeclf.runtime.session import CPU_PRECISIONS, Session, open_session
 from edgeclf.runtime.sessions.cuda import import_cuda
+from edgeclf.runtime.sessions.providers import PROVIDERS
 from edgeclf.runtime.tensorrt_engine import EnginePrecision, import_tensorrt
 from edgeclf.runtime.verify import open_classifiers
 from edgeclf.specs import Device
@@ -284,7 +285,7 @@ def _engine_files() -> dict[str, int]:
 
 
 def _provider_agrees(subject: Subject, device: Device) -> str:
-    name = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
+    name = PROVIDERS[device]
     if name not in import_extra("onnxruntime", "ONNX Runtime", "gpu").get_available_providers():
         raise NotPossible(f"the installed ONNX Runtime has no {name}")
     return _agrees(subject, device, "onnxruntime")
@@ -367,13 +368,13 @@ def environment() -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "edgeclf": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
-        "processor": f"{_processor()}, {available_cores()} cores, load {_load()}",
-        "JetPack": _first_line(_JETPACK),
-        "board": _first_line(Path("/proc/device-tree/model")).rstrip("\0"),
+        "processor": f"{processor()}, {available_cores()} cores, load {_load()}",
+        "JetPack": first_line(_JETPACK),
+        "board": first_line(Path("/proc/device-tree/model")).rstrip("\0"),
         "GPU": _found(lambda: str(device_identity())),
         "TensorRT": _found(lambda: str(import_tensorrt().__version__)),
         "CUDA runtime": _found(lambda: import_cuda().version()),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: package_version(name) for name in _PACKAGES},
     }
     return {name: value for name, value in known.items() if value}
 
@@ -385,31 +386,8 @@ def _found(ask: Callable[[], str]) -> str:
         return f"none: {error.message if isinstance(error, EdgeclfError) else error}"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _load() -> str:
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").partition("\n")[0].strip()
-    except OSError:
-        return ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _timing_lines(timings: Sequence[Timing]) -> Iterator[str]:

@@ -145,7 +145,7 @@ def test_error_of_a_library_is_a_finding(
 
 
 def installed_are(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: packages.get(name.replace("-", "_"), ""))
+    monkeypatch.setattr(doctor, "package_version", lambda name: packages.get(name.replace("-", "_"), ""))
 
 
 def test_two_onnx_runtimes_are_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

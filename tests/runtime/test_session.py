@@ -206,12 +206,12 @@ def test_bf16_is_refused_rather_than_run_in_fp32(colors: Path) -> None:
 
 def test_missing_onnxruntime_says_which_extras_bring_one(colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(backend, "_installed", lambda package: False)
+    monkeypatch.setattr(backend, "package_version", lambda package: "")
     with pytest.raises(MissingExtraError, match=r"install one of: .*edgeclf\[cpu\].*edgeclf\[gpu\].*Jetson"):
         open_session(colors / "extractor.onnx")
 
 
 def test_two_onnx_runtimes_in_one_environment_are_refused(colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "version", lambda package: "1.0")
+    monkeypatch.setattr(backend, "package_version", lambda package: "1.0")
     with pytest.raises(SessionError, match="both installed and overwrite each other; pip uninstall"):
         open_session(colors / "extractor.onnx", "cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeclf.errors import MissingExtraError, SessionError, import_extra
 from edgeclf.runtime.driver import cuda_driver_problem
+from edgeclf.runtime.machine import package_version
 from edgeclf.runtime.session import CPU_PRECISIONS, MAX_BATCH, Arrays, Placement
 from edgeclf.runtime.sessions.providers import (
     PROVIDERS,
@@ -133,7 +133,7 @@ def _listed(shares: dict[str, float]) -> str:
 
 def import_onnxruntime() -> Any:
     """ONNX Runtime; SessionError where two of its packages overwrite each other, MissingExtraError where none is."""
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if package_version("onnxruntime") and package_version("onnxruntime-gpu"):
         raise SessionError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
             hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install edgeclf[cpu] or edgeclf[gpu] again",
@@ -220,14 +220,6 @@ def _start_error(ort: Any, device: str, used: str, said: str) -> SessionError:
     message = f"device {device} cannot be used: {PROVIDERS[device]} failed to start"
     message += f", ONNX Runtime fell back to {used}" if used else ""
     return SessionError(f"{message} ({reason})" if reason else message, hint=hint)
-
-
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _tensor_spec(graph: Path, node: Any) -> TensorSpec:

@@ -13,13 +13,13 @@ import hashlib
 import io
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgeclf.bundle import sha256_of
 from edgeclf.runtime.cache import cache_folder
+from edgeclf.runtime.machine import package_version
 from edgeclf.specs import TensorSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -183,8 +183,8 @@ def tensorrt_fit(ort: Any) -> TensorrtFit:
 def installed_tensorrt() -> str:
     """The version of the installed TensorRT, of its Python package or of the system's library; empty if none."""
     for package in _TENSORRT_PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            return version(package)
+        if found := package_version(package):
+            return found
     return (ctypes.util.find_library("nvinfer") or "").rpartition(".so.")[2]
 
 
