@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,17 @@ from edgeclf.registry import Registry
 log = logging.getLogger(__name__)
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """An upright picture as video stores it: 8-bit BT.601 with colour at half the resolution both ways."""
+
+    luma: NDArray[np.uint8]  # (H, W), H and W even
+    blue: NDArray[np.uint8]  # (H / 2, W / 2), Cb
+    red: NDArray[np.uint8]  # (H / 2, W / 2), Cr
+    full_range: bool = False  # 0..255 rather than 16..235
+
 
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
@@ -32,11 +43,16 @@ class Frame:
     """One picture of a source; its pixels are converted only when `image` is asked for.
 
     `pts_seconds` counts from the first frame of the source and never goes back. `image` may be asked for
-    at any time, also after later frames were read, and from one thread at a time.
+    at any time, also after later frames were read, and from one thread at a time. A frame with an `arrival` is live:
+    it may be dropped where nobody keeps up. A frame that is not `decoded` has no image: it only says that a picture
+    was there at that time.
     """
 
     pts_seconds: float
     convert: Callable[[], RgbImage]
+    arrival: float | None = None  # when a live picture came, on the clock of time.perf_counter
+    decoded: bool = True
+    planes: Callable[[], Planes | None] | None = None
 
     @property
     def image(self) -> RgbImage:
@@ -87,6 +103,24 @@ class VideoSource(Protocol):
 
     def close(self) -> None:
         """Make `frames` end, which gives up files and memory. Safe to call twice."""
+
+
+@runtime_checkable
+class SkippingSource(VideoSource, Protocol):
+    """A source that can leave pictures undecoded."""
+
+    def skip_with(self, chooser: FrameChooser) -> None:
+        """Decode only what the chooser wants and what that depends on. Called before `frames`, if at all."""
+
+
+class FrameChooser(Protocol):
+    """Says of pictures, by their times alone, whether their pixels will be asked for."""
+
+    def add(self, pts_seconds: float) -> list[bool]:
+        """Tell the time of the next picture in order; the verdicts that are now certain, the oldest first."""
+
+    def finish(self) -> list[bool]:
+        """No picture follows; the verdicts that were still open."""
 
 
 _SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(

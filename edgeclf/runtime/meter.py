@@ -26,20 +26,33 @@ class StageTime:
         return {"busy_seconds": self.busy_seconds, "wait_seconds": self.wait_seconds, "items": self.items}
 
 
-class Meter:
-    """Adds up what the threads of one stage report."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One stretch of work of one thread."""
 
-    def __init__(self) -> None:
+    thread: str
+    start: float  # clock
+    seconds: float
+    items: int
+
+
+class Meter:
+    """Adds up what the threads of one stage report; with `spans` it also keeps each stretch of work."""
+
+    def __init__(self, *, spans: bool = False) -> None:
+        self.spans: list[Span] | None = [] if spans else None
         self._lock = threading.Lock()
         self._busy = self._wait = 0.0
         self._items = 0
 
     def add(self, *, busy: float = 0.0, wait: float = 0.0, items: int = 0) -> None:
-        """Report seconds of work, seconds of waiting, and finished items."""
+        """Report seconds of work that end now, seconds of waiting before them, and finished items."""
         with self._lock:
             self._busy += busy
             self._wait += wait
             self._items += items
+            if self.spans is not None and busy:
+                self.spans.append(Span(threading.current_thread().name, clock() - busy, busy, items))
 
     def read(self) -> StageTime:
         """The sums so far."""
