@@ -41,6 +41,9 @@ class Sampler(Protocol):
     def sample(self, pts_seconds: float) -> Sample:
         """The slots that the frame at `pts_seconds`, later than all before it, fills."""
 
+    def pass_over(self, pts_seconds: float) -> None:
+        """A picture was there at `pts_seconds` that nobody decoded: it fills no slot, and it leaves no gap."""
+
 
 def sampler_of(clip: ClipSpec, count_frames: Callable[[], int]) -> Sampler:
     """The sampler of one source. `count_frames` is called only where the number of its frames has to be known."""
@@ -69,6 +72,10 @@ class IndexSampler:
         index, self._next = self._next, self._next + 1
         return Sample(self._slots[index])
 
+    def pass_over(self, pts_seconds: float) -> None:  # noqa: ARG002 - time does not matter
+        """A frame that is not decoded is counted all the same."""
+        self._next += 1
+
 
 class RateSampler:
     """Fills a slot every 1 / rate seconds."""
@@ -94,6 +101,11 @@ class RateSampler:
         slots = max(0, reached + 1 - self._next_slot)
         self._next_slot += slots
         return Sample(slots, restart)
+
+    def pass_over(self, pts_seconds: float) -> None:
+        """A picture that nobody decoded shows that the stream goes on; behind a gap, sampling a frame will say so."""
+        if self._last is not None and pts_seconds - self._last <= self._clip.stale_seconds:
+            self._last = pts_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +172,23 @@ class ClipAssembler:
         self._schedule = ClipSchedule(clip)
         self._ring: deque[NDArray[Any]] = deque(maxlen=clip.length)
         self._origin = self._last = 0.0
+        # Seconds from one sampled frame to the next where none was dropped.
+        longest = clip.stale_seconds + 1 / clip.rate + TIME_ROUNDING
+        self._longest_step = longest if clip.sampling == "rate" else float("inf")
 
     def add(self, feature: NDArray[Any], pts_seconds: float, sample: Sample) -> list[Clip]:
-        """The clips that are due with the feature of one more sampled frame, (F,) or the frame itself."""
-        due = self.finish(stale=True) if sample.restart else []
+        """The clips that are due with the feature of one more sampled frame, (F,) or the frame itself.
+
+        The clip starts again at a restart, and where so many sampled frames were dropped that there is a gap. A clip by
+        time starts with one slot, whatever was dropped before it.
+        """
+        gap = bool(self._ring) and pts_seconds - self._last > self._longest_step
+        due = self.finish(stale=True) if sample.restart or gap else []
+        slots = 1 if not self._ring and self._clip.sampling == "rate" else sample.slots
         if not self._ring:
             self._origin = pts_seconds
         self._last = pts_seconds
-        for _ in range(sample.slots):
+        for _ in range(slots):
             self._ring.append(feature)
             if window := self._schedule.fill():
                 due.append(self._cut(window))

@@ -35,6 +35,7 @@ class Planes:
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_LIVE = re.compile(r"(rtsps?|rtmps?|udp|srt|https?)://|camera:|gst:|/dev/video|\d+$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)\S+@")  # to the last @: passwords hold @ and / too
 
 
@@ -68,6 +69,7 @@ class SourceCounts:
     processed: int = 0
     skipped: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    still: int = 0  # of those processed: frames that took the feature of the frame before, behind a motion gate
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary; `dropped` maps each cause to its count."""
@@ -76,6 +78,7 @@ class SourceCounts:
             "processed": self.processed,
             "skipped": self.skipped,
             "dropped": dict(self.dropped),
+            "still": self.still,
         }
 
 
@@ -138,6 +141,14 @@ def open_video(source: str | Path) -> VideoSource:
     """
     scheme = _SCHEME.match(str(source))
     return _SCHEMES.load(scheme.group(1).lower() if scheme else "file")(str(source))
+
+
+def is_live(source: str | Path | VideoSource) -> bool:
+    """Whether pictures come at their own pace, so that what nobody takes in time has to be dropped.
+
+    An object says so by an attribute `live`.
+    """
+    return bool(_LIVE.match(str(source)) if isinstance(source, (str, Path)) else getattr(source, "live", False))
 
 
 def redacted(source: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,6 +15,9 @@ from edgeclf.runtime.prefetch import Crew, Outcome, attempt
 
 T = TypeVar("T")
 
+# What stands for the oldest item and its successor when a third one comes; None where all must stay.
+Overtake = Callable[[T, T, T], "T | None"]
+
 
 @contextmanager
 def merge(
@@ -23,21 +26,33 @@ def merge(
     batch_size: int,
     max_wait: float = 0.0,
     depth: int = 8,
+    live_depth: int = 2,
     at_once: int = 1,
+    overtake: Overtake[T] | None = None,
     meter: Meter | None = None,
 ) -> Iterator[Iterator[list[T]]]:
     """Batches of at most `batch_size` items from up to `at_once` sources at a time, taken round-robin.
 
     The items of one source stay in order. A batch that is not full is handed out when nothing more is there
     and its first item has waited `max_wait` seconds (0: take what is there). Each open source is iterated by one
-    thread, which stays up to `depth` items ahead and waits then. depth=0 iterates the sources one after
+    thread, which stays up to `depth` items ahead and waits then. Where `live_depth` items wait already, `overtake` is
+    asked, on the source's thread, whether the oldest gives way to its successor. depth=0 iterates the sources one after
     another on the caller's thread.
     """
     meter = meter or Meter()
     if depth == 0:
         yield _batched(meter.working(chain.from_iterable(sources)), batch_size)
         return
-    merged = _Merged(sources, meter, batch_size=batch_size, max_wait=max_wait, depth=depth, at_once=at_once)
+    merged = _Merged(
+        sources,
+        meter,
+        batch_size=batch_size,
+        max_wait=max_wait,
+        depth=depth,
+        live_depth=live_depth,
+        at_once=at_once,
+        overtake=overtake,
+    )
     with merged.crew:
         yield merged
 
@@ -65,7 +80,9 @@ class _Merged(Generic[T]):
         batch_size: int,
         max_wait: float,
         depth: int,
+        live_depth: int,
         at_once: int,
+        overtake: Overtake[T] | None,
     ) -> None:
         self._sources = iter(sources)
         self._next_source = threading.Lock()
@@ -73,6 +90,8 @@ class _Merged(Generic[T]):
         self._batch_size = batch_size
         self._max_wait = max_wait
         self._depth = depth
+        self._live_depth = live_depth
+        self._overtake = overtake
         self._lanes: deque[_Lane[T]] = deque()  # the lane whose turn it is stands first
         self.crew = Crew("decode", self._read, threads=at_once)
 
@@ -140,9 +159,10 @@ class _Merged(Generic[T]):
             ready = clock()
             if isinstance(outcome.error, StopIteration):
                 return True
+            self._meter.add(busy=ready - start, items=1)
             if not self._put(lane, _Ready(ready, outcome)) or outcome.error:
                 return False
-            self._meter.add(busy=ready - start, wait=clock() - ready, items=1)
+            self._meter.add(wait=clock() - ready)
 
     def _open_next(self) -> Generator[T, None, None] | None:
         with self._next_source:
@@ -151,9 +171,25 @@ class _Merged(Generic[T]):
     def _put(self, lane: _Lane[T], item: _Ready[T]) -> bool:
         crew = self.crew
         with crew.changed:
+            item = self._make_room(lane, item)
             crew.changed.wait_for(lambda: crew.stopping or len(lane) < self._depth)
             if crew.stopping:
                 return False
             lane.append(item)
             crew.changed.notify_all()
             return True
+
+    def _make_room(self, lane: _Lane[T], item: _Ready[T]) -> _Ready[T]:
+        """The item as it has to be put; the oldest of a live source has given way where enough are waiting."""
+        if self._overtake is None or item.outcome.error or len(lane) < self._live_depth:
+            return item
+        newer = lane[1] if len(lane) > 1 else item
+        kept = self._overtake(lane[0].outcome.unwrap(), newer.outcome.unwrap(), item.outcome.unwrap())
+        if kept is None:
+            return item
+        lane.popleft()
+        ready = _Ready(newer.since, Outcome(kept))
+        if not lane:
+            return ready
+        lane[0] = ready
+        return item

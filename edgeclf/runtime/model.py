@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle
-from edgeclf.errors import BundleError, EdgeclfError
+from edgeclf.errors import BundleError
 from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement, Session, open_session
 from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
 
@@ -76,24 +77,52 @@ def open_model(
     `open_session`, for what runs there. Precision "bf16" runs the fp32 graph, where the backend can. Raises BundleError
     where a graph is not what the manifest says.
     """
+    (model,) = open_models([bundle], device, precision=precision, backend=backend, threads=threads, max_batch=max_batch)
+    return model
 
-    def on_device(entry: ExtractorEntry | ClassifierEntry) -> Session:
+
+def open_models(
+    bundles: Sequence[ModelBundle],
+    device: Device = "auto",
+    *,
+    precision: str = "fp32",
+    backend: str | None = None,
+    threads: int = 1,
+    max_batch: int = MAX_BATCH,
+) -> tuple[Model, ...]:
+    """The models of bundles that have the same extractor, of which one session serves all; as `open_model`.
+
+    Raises BundleError where two differ in their extractor, or have one name.
+    """
+    _check_together(bundles, precision)
+
+    def on_device(bundle: ModelBundle, entry: ExtractorEntry | ClassifierEntry) -> Session:
         graph = bundle.graph(entry, "fp32" if precision == BF16 else precision)
         return open_session(graph, device, precision=precision, backend=backend, threads=threads, max_batch=max_batch)
 
-    extractor: Session
-    if bundle.extractor.has_graph:
-        extractor = on_device(bundle.extractor)
-        try:
-            classifier = open_session(bundle.graph(bundle.classifier), "cpu")
-        except EdgeclfError:
-            extractor.close()
-            raise
-    else:
-        extractor = FramesAsFeatures(bundle.extractor.preprocess)
-        classifier = on_device(bundle.classifier)
-    _check_tensors("extractor", bundle.extractor, extractor)
-    _check_tensors("classifier", bundle.classifier, classifier)
+    def classifier_of(bundle: ModelBundle) -> Session:
+        if not bundle.extractor.has_graph:
+            return on_device(bundle, bundle.classifier)
+        return open_session(bundle.graph(bundle.classifier), "cpu")
+
+    first = bundles[0]
+    with ExitStack() as opened:
+        extractor: Session = FramesAsFeatures(first.extractor.preprocess)
+        if first.extractor.has_graph:
+            extractor = on_device(first, first.extractor)
+            opened.callback(extractor.close)
+        _check_tensors("extractor", first.extractor, extractor)
+        models = []
+        for bundle in bundles:
+            classifier = classifier_of(bundle)
+            opened.callback(classifier.close)
+            _check_tensors("classifier", bundle.classifier, classifier)
+            models.append(_model(bundle, extractor, classifier))
+        opened.pop_all()
+    return tuple(models)
+
+
+def _model(bundle: ModelBundle, extractor: Session, classifier: Session) -> Model:
     entry = bundle.classifier
     return Model(
         entry.name,
@@ -105,6 +134,25 @@ def open_model(
         classifier,
         thresholds_of(entry.thresholds, entry.labels),
     )
+
+
+def _check_together(bundles: Sequence[ModelBundle], precision: str) -> None:
+    names = [bundle.classifier.name for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise BundleError(f"two classifiers have one name: {', '.join(names)}", hint="name each once")
+    for bundle in bundles[1:]:
+        if _extractor_of(bundle, precision) != _extractor_of(bundles[0], precision):
+            raise BundleError(
+                f"{names[0]!r} and {bundle.classifier.name!r} have different extractors",
+                hint="run them one after the other, or attach one classifier to the other's bundle",
+            )
+
+
+def _extractor_of(bundle: ModelBundle, precision: str) -> tuple[object, ...]:
+    """What two bundles must have in common for one extractor to serve both."""
+    files = bundle.extractor.precisions
+    name = files.get("fp32" if precision == BF16 else precision)
+    return bundle.extractor.preprocess, name and bundle.manifest.files[name]
 
 
 def thresholds_of(thresholds: Mapping[str, float], labels: tuple[str, ...]) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ from edgeclf.preprocess import limit_opencv_threads
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.merge import merge
 from edgeclf.runtime.meter import Meter, StageTime
-from edgeclf.runtime.model import Model, open_model
+from edgeclf.runtime.model import Model, open_models
+from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
-from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract
+from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract, overtake
 from edgeclf.specs import Device
-from edgeclf.video import VideoSource, open_video, redacted
+from edgeclf.video import VideoSource, is_live, open_video, redacted
 
 Source = str | Path | VideoSource
 Form = Literal["file", "stream"]
@@ -31,10 +32,11 @@ class LoopOptions:
     """Threads, queues and batches of the loop. Results do not depend on them."""
 
     depth: int = 8  # frames that a source's thread is ahead; 0 is no thread at all, for any stage
+    live_depth: int = 2  # frames of a live source that wait; the oldest gives way to the next
     workers: int = 1  # extractor runs at a time
     batch_size: int = 2  # frames in one extractor run
     max_wait: float = 0.0  # seconds that a frame may wait for its batch to fill
-    sources_at_once: int = 1  # sources that are decoded at the same time
+    sources_at_once: int = 1  # files that are decoded at the same time; live sources always are
 
     @classmethod
     def for_device(cls, device: str) -> LoopOptions:
@@ -66,9 +68,18 @@ class LoopMeters:
     extract: Meter = field(default_factory=Meter)
     classify: Meter = field(default_factory=Meter)
 
+    @classmethod
+    def traced(cls) -> LoopMeters:
+        """Meters that also keep every stretch of work, for a trace."""
+        return cls(Meter(spans=True), Meter(spans=True), Meter(spans=True))
+
+    def by_stage(self) -> dict[str, Meter]:
+        """The meters, in the order of the loop."""
+        return {"decode": self.decode, "extract": self.extract, "classify": self.classify}
+
     def read(self) -> dict[str, StageTime]:
         """The sums so far, by stage."""
-        return {"decode": self.decode.read(), "extract": self.extract.read(), "classify": self.classify.read()}
+        return {stage: meter.read() for stage, meter in self.by_stage().items()}
 
 
 def run_loop(
@@ -76,41 +87,66 @@ def run_loop(
     model: Model,
     options: LoopOptions,
     *,
+    also: Sequence[Model] = (),
     threshold: float | None = None,
     form: Form = "stream",
+    motion_gate: Mapping[str, float] | float | None = None,
     meters: LoopMeters | None = None,
 ) -> Generator[Record, None, None]:
-    """Predictions of all sources as they come, and for each source its result and its end.
+    """Predictions of all sources as they come, and for each source its results and its end.
 
-    threshold: for all labels, instead of the model's own. form: "stream" cuts clips by time; "file" as the model's
-    recipe takes them from a file that it labels as a whole, which is the same unless that counts frames. A source that
-    cannot be read ends with its error and harms no other. Closing the iterator stops every thread.
+    also: further classifiers of the same extractor, which runs once for all (`model.open_models`). threshold: for all
+    labels, instead of the models' own. form: "stream" cuts clips by time; "file" as the model's recipe takes them from
+    a file that it labels as a whole, which is the same unless that counts frames. motion_gate: for all sources or by
+    name, the brightness (0 to 255) by which a block of a picture has to change before the extractor runs again
+    (`motion.MotionGate`). A source that cannot be read ends with its error and harms no other. Closing the iterator
+    stops every thread.
     """
     meters = meters or LoopMeters()
-    model = model.with_threshold(threshold)
-    if form == "stream":
-        model = replace(model, clip=model.clip.of_stream())
+    models = [_as_asked(each, threshold, form) for each in (model, *also)]
     limit_opencv_threads()
+    given = [(SourceId(number, _name(source)), source) for number, source in enumerate(sources)]
+    live = sum(is_live(source) for _, source in given)
     with (
         merge(
-            (_decoded(index, source, model) for index, source in enumerate(sources)),
+            (_decoded(source_id, source, models, motion_gate) for source_id, source in _live_first(given)),
             batch_size=options.batch_size,
             max_wait=options.max_wait,
             depth=options.depth,
-            at_once=options.sources_at_once,
+            live_depth=options.live_depth,
+            at_once=live + min(options.sources_at_once, len(given) - live),
+            overtake=overtake,
             meter=meters.decode,
         ) as batches,
         parallel_map(
             partial(extract, model=model), batches, workers=options.workers, meter=meters.extract, name="extract"
         ) as features,
     ):
-        predictions = classify(features, model, meter=meters.classify)
-        yield from conclude(predictions, model.aggregate)
+        predictions = classify(features, models, meter=meters.classify)
+        yield from conclude(predictions, {each.name: each.aggregate for each in models})
 
 
-def _decoded(index: int, source: Source, model: Model) -> Generator[SampledFrame | Ended, None, None]:
-    name = redacted(str(source)) if isinstance(source, (str, Path)) else source.name
-    return decode(SourceId(index, name), partial(_opened, source), model.preprocess, model.clip)
+def _as_asked(model: Model, threshold: float | None, form: Form) -> Model:
+    model = model.with_threshold(threshold)
+    return replace(model, clip=model.clip.of_stream()) if form == "stream" else model
+
+
+def _live_first(given: list[tuple[SourceId, Source]]) -> list[tuple[SourceId, Source]]:
+    """Files wait for their turn; what is live does not."""
+    return sorted(given, key=lambda pair: not is_live(pair[1]))
+
+
+def _name(source: Source) -> str:
+    return redacted(str(source)) if isinstance(source, (str, Path)) else source.name
+
+
+def _decoded(
+    source_id: SourceId, source: Source, models: Sequence[Model], levels: Mapping[str, float] | float | None
+) -> Generator[SampledFrame | Ended, None, None]:
+    level = levels.get(source_id.name) if isinstance(levels, Mapping) else levels
+    gate = None if level is None else MotionGate(level)
+    clips = [model.clip for model in models]
+    return decode(source_id, partial(_opened, source), models[0].preprocess, *clips, gate=gate)
 
 
 def _opened(source: Source) -> VideoSource:
@@ -120,11 +156,20 @@ def _opened(source: Source) -> VideoSource:
 class Classifier:
     """A bundle, opened to classify video; close it, or leave its `with` block, when done.
 
-    While it runs, OpenCV resizes on the calling thread and FFmpeg's log is silent, in the whole process.
+    also: further models of the same extractor, whose predictions come beside those of the first. While it runs, OpenCV
+    resizes on the calling thread and FFmpeg's log is silent, in the whole process.
     """
 
-    def __init__(self, model: Model, options: LoopOptions | None = None, *, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: LoopOptions | None = None,
+        *,
+        also: Sequence[Model] = (),
+        threshold: float | None = None,
+    ) -> None:
         self.model = model
+        self.also = tuple(also)
         self.options = options or LoopOptions.for_device(model.extractor.placement.device)
         self.threshold = threshold
         self._running: weakref.WeakSet[Generator[Record, None, None]] = weakref.WeakSet()
@@ -136,59 +181,82 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """End every stream with its threads, and give up both sessions."""
+        """End every stream with its threads, and give up all sessions."""
         for records in list(self._running):
             records.close()
-        self.model.close()
+        for model in (self.model, *self.also):
+            model.close()
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels, in the order of `scores`."""
+        """The labels of the first classifier, in the order of `scores`."""
         return self.model.labels
 
     def classify(self, source: Source) -> Result:
         """The label of a whole file, with the predictions of its clips, taken as the model's recipe takes files.
 
-        Raises VideoError where the file cannot be read or is damaged; `stream` gives what could be decoded.
+        Raises VideoError where the file cannot be read or is damaged; `stream` gives what could be decoded. Of several
+        classifiers it is the first one's; `classify_all` gives every result.
         """
-        found: Result | None = None
+        return self.classify_all(source)[self.model.name]
+
+    def classify_all(self, source: Source) -> dict[str, Result]:
+        """As `classify`, the result of each classifier by its name."""
+        found: dict[str, Result] = {}
         for record in self._records([source], form="file"):
             if isinstance(record, Result):
-                found = record
+                found[record.classifier] = record
             if isinstance(record, SourceEnd) and record.error:
                 raise record.error
-        if found is None:
+        if not found:
             raise VideoError(f"{source} gave no clip", hint="check that it holds at least one picture")
         return found
 
     def stream(
-        self, sources: Source | Sequence[Source], *, on_error: Literal["auto", "raise", "yield"] = "auto"
+        self,
+        sources: Source | Sequence[Source],
+        *,
+        on_error: Literal["auto", "raise", "yield"] = "auto",
+        motion_gate: Mapping[str, float] | float | None = None,
     ) -> Iterator[Prediction | SourceEnd]:
         """Predictions as they come, and one `SourceEnd` for each source.
 
         on_error: "raise" raises a source's error after all that it gave, "yield" leaves it in its `SourceEnd`;
-        "auto" raises for a single source.
+        "auto" raises for a single source. motion_gate: as of `run_loop`.
         """
         given = list(sources) if isinstance(sources, (list, tuple)) else [cast(Source, sources)]
         for source in given:
             if not isinstance(source, (str, Path)) and not hasattr(source, "frames"):
                 raise VideoError(f"{source!r} is no source", hint="give paths, URLs or objects with frames()")
         raising = on_error == "raise" or (on_error == "auto" and len(given) == 1)
-        for record in self._records(given):
+        for record in self._records(given, motion_gate=motion_gate):
             if isinstance(record, SourceEnd) and record.error and raising:
                 raise record.error
             if not isinstance(record, Result):
                 yield record
 
-    def _records(self, sources: Iterable[Source], form: Form = "stream") -> Iterator[Record]:
-        records = run_loop(sources, self.model, self.options, threshold=self.threshold, form=form)
+    def _records(
+        self,
+        sources: Iterable[Source],
+        form: Form = "stream",
+        motion_gate: Mapping[str, float] | float | None = None,
+    ) -> Iterator[Record]:
+        records = run_loop(
+            sources,
+            self.model,
+            self.options,
+            also=self.also,
+            threshold=self.threshold,
+            form=form,
+            motion_gate=motion_gate,
+        )
         self._running.add(records)
         return records
 
 
 def open_classifier(
     name: str | Path,
-    *,
+    *further: str | Path,
     device: Device = "auto",
     precision: str = "fp32",
     backend: str | None = None,
@@ -197,8 +265,10 @@ def open_classifier(
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
-    device: "auto", "cpu", "cuda" or "tensorrt". backend: what runs the graphs there, as of `open_session`. threshold:
-    the score below which any label is "unknown", instead of the bundle's own. Raises BundleError and SessionError.
+    further: more classifiers of the same extractor, which then runs once for all of them. device: "auto", "cpu", "cuda"
+    or "tensorrt". backend: what runs the graphs there, as of `open_session`. threshold: the score below which any label
+    is "unknown", instead of the bundle's own. Raises BundleError and SessionError.
     """
-    model = open_model(open_bundle(name), device, precision=precision, backend=backend)
-    return Classifier(model, options, threshold=threshold)
+    bundles = [open_bundle(each) for each in (name, *further)]
+    model, *also = open_models(bundles, device, precision=precision, backend=backend)
+    return Classifier(model, options, also=also, threshold=threshold)

@@ -24,6 +24,7 @@ class Scored:
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown". None: 0 for all
+    classifier: str = ""  # its name, as several may look at one source
 
     @property
     def score(self) -> float:
@@ -49,6 +50,7 @@ class Scored:
         return {
             "type": kind,
             "source": self.source,
+            "classifier": self.classifier,
             "label": self.label,
             "score": self.score,
             "scores": dict(zip(self.labels, self.scores, strict=True)),
@@ -126,7 +128,7 @@ def result_of(clips: Sequence[Prediction], aggregate: Aggregate) -> Result:
     """The result of a file's predictions, of which there must be one at least."""
     first = clips[0]
     scores = aggregate_scores([clip.scores for clip in clips], aggregate)
-    return Result(first.source, first.labels, scores, first.thresholds, clips=tuple(clips))
+    return Result(first.source, first.labels, scores, first.thresholds, first.classifier, clips=tuple(clips))
 
 
 def aggregate_scores(scores: Iterable[Sequence[float]], aggregate: Aggregate) -> tuple[float, ...]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.clips import TIME_ROUNDING, Clip, ClipAssembler, Sample, sampler_of
+from edgeclf.clips import TIME_ROUNDING, Clip, ClipAssembler, Sample, Sampler, sampler_of
 from edgeclf.errors import EdgeclfError, SessionError, VideoError
 from edgeclf.preprocess import preprocess_frame
 from edgeclf.runtime.meter import Meter, clock
 from edgeclf.runtime.model import Model
+from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.records import Prediction, Record, SourceEnd, result_of
 from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec
 from edgeclf.video import Frame, RgbImage, SourceCounts, VideoSource
@@ -30,15 +31,43 @@ class SourceId:
     name: str  # as it stands in records
 
 
+class Ledger:
+    """What became of the pictures of one source so far. Only the thread that decodes the source writes to it."""
+
+    def __init__(self) -> None:
+        self.processed = self.skipped = self.still = 0
+        self.dropped: Counter[str] = Counter()
+
+    def drop_sampled(self, cause: str) -> None:
+        """A sampled frame that was counted as processed is dropped after all."""
+        self.processed -= 1
+        self.dropped[cause] += 1
+
+    def counts(self, dropped: Mapping[str, int]) -> SourceCounts:
+        """The counts at the end of the source, with what the source itself dropped."""
+        causes = dict(self.dropped + Counter(dropped))
+        return SourceCounts(
+            self.processed + self.skipped + sum(causes.values()), self.processed, self.skipped, causes, self.still
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SampledFrame:
     """A frame that clips are made of, as the extractor takes it."""
 
     id: SourceId
-    pixels: RgbImage  # uint8 (height, width, 3), or (stack, height, width, 3)
+    pixels: RgbImage  # uint8 (height, width, 3), or (stack, height, width, 3); nothing where it is still
     pts_seconds: float
-    sample: Sample
+    samples: tuple[Sample, ...]  # for each classifier
     ready_at: float  # meter.clock
+    ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
+    arrival: float | None = None  # of a live frame, meter.clock
+    still: bool = False  # it shows what the extracted frame before it shows, whose feature stands for it
+
+    @property
+    def sample(self) -> Sample:
+        """What the sampler of the one classifier, or of the first, makes of the frame."""
+        return self.samples[0]
 
     def without_pixels(self) -> SampledFrame:
         """The same with no pixels, for those who have to remember many."""
@@ -54,7 +83,7 @@ class SampledFeature:
 
     id: SourceId
     frame: SampledFrame
-    feature: NDArray[Any]  # float32 (F,), or the frame itself where the classifier takes frames
+    feature: NDArray[Any] | None  # float32 (F,), or the frame itself where the classifier takes frames; none if still
     extracted_at: float  # meter.clock
 
 
@@ -67,40 +96,94 @@ class Ended:
 
 
 def decode(
-    source_id: SourceId, open_source: Callable[[], VideoSource], preprocess: PreprocessSpec, clip: ClipSpec
+    source_id: SourceId,
+    open_source: Callable[[], VideoSource],
+    preprocess: PreprocessSpec,
+    *clips: ClipSpec,
+    gate: MotionGate | None = None,
 ) -> Generator[SampledFrame | Ended, None, None]:
-    """The sampled frames of a source, then its end. A source that cannot be opened or read ends with its error.
+    """The frames of a source that clips of any of these kinds are made of, then its end.
 
-    It is read no further than its clips reach, which only matters to clips that count frames.
+    A source that cannot be opened or read ends with its error. It is read no further than its clips reach, which only
+    matters to clips that count frames. Where the source can, it leaves pictures undecoded that no clip wants.
     """
-    processed = skipped = 0
+    ledger = Ledger()
     source: VideoSource | None = None
     error: EdgeclfError | None = None
     try:
-        sampler = sampler_of(clip, partial(_count_frames, open_source))
+        count = lru_cache(partial(_count_frames, open_source))
+        samplers = [sampler_of(clip, count) for clip in clips]
         stack = PictureStack(preprocess)
         source = open_source()
         with closing(source):
             for frame in source.frames():
-                sample = sampler.sample(frame.pts_seconds)
-                stack.add(frame, restart=sample.restart)
-                if sample.slots:
-                    processed += 1
-                    yield SampledFrame(source_id, stack.pixels(), frame.pts_seconds, sample, clock())
+                samples = _sampled(frame, samplers)
+                stack.add(frame, restart=any(sample.restart for sample in samples))
+                if any(sample.slots for sample in samples):
+                    ledger.processed += 1
+                    yield _ready(
+                        SampledFrame(source_id, stack.pixels(), frame.pts_seconds, samples, 0.0, ledger, frame.arrival),
+                        gate,
+                    )
                 else:
-                    skipped += 1
-                if sampler.done:
+                    ledger.skipped += 1
+                if all(sampler.done for sampler in samplers):
                     break
-        if clip.sampling == "uniform" and not processed:
+        if clips[0].sampling == "uniform" and not ledger.processed:
             raise VideoError(
                 f"{source_id.name} gave no frame when it was read again",
                 hint="it holds no picture, or can be read only once: give its path",
             )
     except EdgeclfError as failure:
         error = failure
-    dropped = dict(source.dropped) if source else {}
-    counts = SourceCounts(processed + skipped + sum(dropped.values()), processed, skipped, dropped)
+    counts = ledger.counts(source.dropped if source else {})
     yield Ended(source_id, SourceEnd(source_id.name, counts, error, source.decoder if source else ""))
+
+
+_PASSED_OVER = Sample(0)
+
+
+def _sampled(frame: Frame, samplers: Sequence[Sampler]) -> tuple[Sample, ...]:
+    if frame.decoded:
+        return tuple(sampler.sample(frame.pts_seconds) for sampler in samplers)
+    for sampler in samplers:
+        sampler.pass_over(frame.pts_seconds)
+    return (_PASSED_OVER,) * len(samplers)
+
+
+def _ready(frame: SampledFrame, gate: MotionGate | None) -> SampledFrame:
+    """The frame as it leaves decoding: without pixels where the gate says that nothing moved."""
+    still = gate is not None and gate.is_still(frame.pixels)
+    frame.ledger.still += still
+    return replace(frame, pixels=_NO_PIXELS if still else frame.pixels, ready_at=clock(), still=still)
+
+
+def overtake(
+    older: SampledFrame | Ended, newer: SampledFrame | Ended, coming: SampledFrame | Ended
+) -> SampledFrame | Ended | None:
+    """What stands for two neighbours of a live source where only one can be kept; None where both must be.
+
+    The newer one is kept and also fills the slots of the older one, so that clips keep their length in time. Once the
+    end is `coming`, whose counts are final, nothing is dropped.
+    """
+    if isinstance(older, Ended) or isinstance(newer, Ended) or isinstance(coming, Ended) or older.arrival is None:
+        return None
+    ledger = older.ledger
+    ledger.drop_sampled("queue")
+    samples = tuple(_joined(first, second) for first, second in zip(older.samples, newer.samples, strict=True))
+    if (
+        newer.still
+    ):  # one of the two reused a feature, or would have; if the older did not, the newer has to have its own
+        ledger.still -= 1
+        return replace(newer, samples=samples, pixels=older.pixels, still=older.still)
+    ledger.still -= older.still
+    return replace(newer, samples=samples)
+
+
+def _joined(older: Sample, newer: Sample) -> Sample:
+    if newer.restart:
+        return newer
+    return Sample(max(newer.slots, 1) if older.restart else older.slots + newer.slots, older.restart)
 
 
 def _count_frames(open_source: Callable[[], VideoSource]) -> int:
@@ -145,96 +228,132 @@ class PictureStack:
 
 def extract(batch: list[SampledFrame | Ended], model: Model) -> list[SampledFeature | Ended]:
     """The batch with every frame replaced by its feature."""
-    frames = [item for item in batch if isinstance(item, SampledFrame)]
-    features = iter(model.extract(np.stack([frame.pixels for frame in frames])) if frames else ())
+    moving = [item.pixels for item in batch if isinstance(item, SampledFrame) and not item.still]
+    features = iter(model.extract(np.stack(moving)) if moving else ())
     now = clock()
-    return [item if isinstance(item, Ended) else SampledFeature(item.id, item, next(features), now) for item in batch]
+    return [
+        item
+        if isinstance(item, Ended)
+        else SampledFeature(item.id, item.without_pixels(), None if item.still else next(features), now)
+        for item in batch
+    ]
 
 
 def classify(
-    batches: Iterable[list[SampledFeature | Ended]],
-    model: Model,
-    *,
-    meter: Meter | None = None,
+    batches: Iterable[list[SampledFeature | Ended]], models: Sequence[Model], *, meter: Meter | None = None
 ) -> Iterator[tuple[SourceId, Prediction | SourceEnd]]:
     """Predictions and ends of all sources, each with its source, in order for each source.
 
-    The clips of all sources that are due with one batch of features are classified together.
+    models: what classifies; they share one extractor. The clips of all sources that are due with one batch of features
+    are classified together.
     """
     tracks: dict[SourceId, _Track] = {}
     meter = meter or Meter()
     for batch in meter.waiting(batches):
         start = clock()
-        due = [part for item in batch for part in _due(item, tracks, model)]
-        predictions = iter(_predictions([part for part in due if isinstance(part, _DueClip)], model))
+        due = [part for item in batch for part in _due(item, tracks, models)]
+        predictions = _predictions([part for part in due if isinstance(part, _DueClip)])
         meter.add(busy=clock() - start, items=len(due))
         for part in due:
             yield part.id, part.end if isinstance(part, Ended) else next(predictions)
 
 
-@dataclass(slots=True)
 class _Track:
-    """What one source's clips still need."""
+    """What one source's clips still need: for each classifier, rows of the features that they share."""
 
-    assembler: ClipAssembler
-    last: SampledFeature | None = None
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = models
+        self._assemblers = [ClipAssembler(model.clip) for model in models]
+        self._last: SampledFeature | None = None
+
+    def add(self, item: SampledFeature) -> Iterator[_DueClip]:
+        """The clips that are due with a feature; a still frame has that of the frame before it."""
+        feature = item.feature if item.feature is not None or self._last is None else self._last.feature
+        assert feature is not None
+        self._last = last = replace(item, feature=feature)
+        for model, assembler, sample in zip(self._models, self._assemblers, item.frame.samples, strict=True):
+            clips = assembler.add(feature, item.frame.pts_seconds, sample) if sample.slots else []
+            yield from (_DueClip(item.id, model, clip, last) for clip in clips)
+
+    def finish(self, source_id: SourceId) -> Iterator[_DueClip]:
+        """The clips that cover what is left."""
+        for model, assembler in zip(self._models, self._assemblers, strict=True):
+            for clip in assembler.finish():
+                assert self._last is not None
+                yield _DueClip(source_id, model, clip, self._last)
 
 
 @dataclass(frozen=True, slots=True)
 class _DueClip:
     id: SourceId
+    model: Model
     clip: Clip
     last: SampledFeature  # the one that made it due
 
 
-def _due(item: SampledFeature | Ended, tracks: dict[SourceId, _Track], model: Model) -> Iterator[_DueClip | Ended]:
-    """The clips that are due with an item, and the end behind them."""
-    track = tracks.setdefault(item.id, _Track(ClipAssembler(model.clip)))
+def _due(
+    item: SampledFeature | Ended, tracks: dict[SourceId, _Track], models: Sequence[Model]
+) -> Iterator[_DueClip | Ended]:
+    """The clips that are due with an item, classifier by classifier, and the end behind them."""
+    if item.id not in tracks:
+        tracks[item.id] = _Track(models)
     if isinstance(item, SampledFeature):
-        clips = track.assembler.add(item.feature, item.frame.pts_seconds, item.frame.sample)
-        track.last = item
+        yield from tracks[item.id].add(item)
     else:
-        clips = track.assembler.finish()
-        del tracks[item.id]
-    for clip in clips:
-        assert track.last is not None
-        yield _DueClip(item.id, clip, track.last)
-    if isinstance(item, Ended):
+        yield from tracks.pop(item.id).finish(item.id)
         yield item
 
 
-def _predictions(due: Sequence[_DueClip], model: Model) -> list[Prediction]:
-    if not due:
-        return []
-    features = np.stack([part.clip.features for part in due])
-    scores = model.classify(features, np.array([part.clip.length for part in due], np.int32))
+def _predictions(due: Sequence[_DueClip]) -> Iterator[Prediction]:
+    """The prediction of each clip, in order; the clips of one classifier are classified together."""
+    clips: dict[str, list[_DueClip]] = {}
+    for part in due:
+        clips.setdefault(part.model.name, []).append(part)
+    scores = {name: iter(_scores([part.clip for part in parts], parts[0].model)) for name, parts in clips.items()}
+    now = clock()
+    return (_prediction(part, next(scores[part.model.name]), now) for part in due)
+
+
+def _scores(clips: Sequence[Clip], model: Model) -> NDArray[np.float32]:
+    features = np.stack([clip.features for clip in clips])
+    scores = model.classify(features, np.array([clip.length for clip in clips], np.int32))
     if not np.isfinite(scores).all():
         raise SessionError(f"{model.name} gave a score that is no number", hint="export it again, or in fp32")
-    now = clock()
-    return [
-        Prediction(
-            part.id.name,
-            model.labels,
-            tuple(row.tolist()),
-            model.thresholds,
-            start_seconds=round(part.clip.start_seconds, 6),
-            end_seconds=round(part.clip.end_seconds, 6),
-            flags=part.clip.flags,
-            latency_seconds={
-                "extract": part.last.extracted_at - part.last.frame.ready_at,
-                "classify": now - part.last.extracted_at,
-            },
-        )
-        for part, row in zip(due, scores, strict=True)
-    ]
+    return scores
 
 
-def conclude(records: Iterable[tuple[SourceId, Prediction | SourceEnd]], aggregate: Aggregate) -> Iterator[Record]:
-    """The same records, with the result of each source before its end."""
-    clips: dict[SourceId, list[Prediction]] = {}
+def _prediction(due: _DueClip, scores: NDArray[np.float32], now: float) -> Prediction:
+    frame = due.last.frame
+    arrived = {} if frame.arrival is None else {"decode": frame.ready_at - frame.arrival}
+    return Prediction(
+        due.id.name,
+        due.model.labels,
+        tuple(scores.tolist()),
+        due.model.thresholds,
+        due.model.name,
+        start_seconds=round(due.clip.start_seconds, 6),
+        end_seconds=round(due.clip.end_seconds, 6),
+        flags=due.clip.flags,
+        latency_seconds={
+            **arrived,
+            "extract": due.last.extracted_at - frame.ready_at,
+            "classify": now - due.last.extracted_at,
+        },
+    )
+
+
+def conclude(
+    records: Iterable[tuple[SourceId, Prediction | SourceEnd]], aggregates: Mapping[str, Aggregate]
+) -> Iterator[Record]:
+    """The same records, with the results of each source, one for each classifier, before its end.
+
+    aggregates: how the clips of each classifier make a file's label.
+    """
+    clips: dict[SourceId, dict[str, list[Prediction]]] = {}
     for source_id, record in records:
         if isinstance(record, Prediction):
-            clips.setdefault(source_id, []).append(record)
-        elif source_id in clips:
-            yield result_of(clips.pop(source_id), aggregate)
+            clips.setdefault(source_id, {}).setdefault(record.classifier, []).append(record)
+        else:
+            for name, predictions in clips.pop(source_id, {}).items():
+                yield result_of(predictions, aggregates[name])
         yield record

@@ -36,7 +36,7 @@ WRITERS: Registry[Callable[..., Writer]] = Registry(
 class JsonLinesWriter:
     """One JSON object a line, each with `type` and `source`."""
 
-    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:
+    def __init__(self, out: TextIO, *, top_k: int | None = None, several: bool = False) -> None:  # noqa: ARG002
         self._out = out
         self._top_k = top_k
 
@@ -56,7 +56,7 @@ class JsonLinesWriter:
 class CsvWriter:
     """One row for each prediction; with top_k, the best labels and scores in further columns."""
 
-    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:
+    def __init__(self, out: TextIO, *, top_k: int | None = None, several: bool = False) -> None:  # noqa: ARG002
         self._out = out
         self._rows = csv.writer(out, lineterminator="\n")
         self._top_k = top_k or 1
@@ -67,10 +67,11 @@ class CsvWriter:
             self._write_header(len(record.labels) if isinstance(record, Scored) else 1)
         if not isinstance(record, Prediction):
             return
+        whose = [record.source, record.classifier]
         times = [f"{record.start_seconds:.3f}", f"{record.end_seconds:.3f}"]
         further = [cell for label, score in record.ranked()[1 : self._top_k] for cell in (label, f"{score:.6f}")]
         self._rows.writerow(
-            [record.source, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
+            [*whose, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
         )
         self._out.flush()
 
@@ -78,13 +79,14 @@ class CsvWriter:
         self._has_header = True
         places = range(2, min(self._top_k, labels) + 1)
         further = [column for n in places for column in (f"label_{n}", f"score_{n}")]
-        self._rows.writerow(["source", "start_seconds", "end_seconds", "label", "score", "flags", *further])
+        names = ["source", "classifier", "start_seconds", "end_seconds", "label", "score", "flags"]
+        self._rows.writerow([*names, *further])
 
 
 class VttWriter:
-    """WebVTT subtitles of one source, one cue for each change of label."""
+    """WebVTT subtitles of one source and one classifier, one cue for each change of label."""
 
-    def __init__(self, out: TextIO, *, top_k: int | None = None) -> None:  # noqa: ARG002 - cues show one label
+    def __init__(self, out: TextIO, *, top_k: int | None = None, several: bool = False) -> None:  # noqa: ARG002
         self._out = out
         self._timeline = Timeline()
         self._out.write("WEBVTT\n")
@@ -105,40 +107,45 @@ class VttWriter:
 class TableWriter:
     """A row for each stretch of one label, and below them one for the whole file.
 
-    A file with one label throughout has the last row alone.
+    A file with one label throughout has the last row alone. `several` classifiers are told apart by name.
     """
 
     _COLUMNS = "{:<{width}}  {:>8}  {:>8}  {:<20} {:>6}  {}"
 
-    def __init__(self, out: TextIO, *, top_k: int | None = None, width: int = 32) -> None:
+    def __init__(self, out: TextIO, *, top_k: int | None = None, several: bool = False, width: int = 32) -> None:
         self._out = out
         self._top_k = top_k or 1
+        self._several = several
         self._width = width
-        self._timelines: dict[str, Timeline] = {}
-        self._changed: set[str] = set()
+        self._timelines: dict[tuple[str, str], Timeline] = {}  # by source and classifier
+        self._changed: set[tuple[str, str]] = set()
         self._row("source", "start", "end", "label", "score", "")
 
     def write(self, record: Record) -> None:
         if isinstance(record, Prediction):
-            segment = self._timelines.setdefault(record.source, Timeline()).add(record)
+            key = record.source, record.classifier
+            segment = self._timelines.setdefault(key, Timeline()).add(record)
             if segment:
-                self._changed.add(record.source)
-                self._segment(record.source, segment)
+                self._changed.add(key)
+                self._segment(key, segment)
         elif isinstance(record, Result):
             self._result(record)
 
-    def _segment(self, source: str, segment: Segment) -> None:
+    def _segment(self, key: tuple[str, str], segment: Segment) -> None:
+        source, classifier = key
         times = _seconds(segment.start_seconds), _seconds(segment.end_seconds)
-        self._row(source, *times, segment.label, f"{segment.score:.2f}", "")
+        self._row(source, *times, segment.label, f"{segment.score:.2f}", classifier if self._several else "")
 
     def _result(self, result: Result) -> None:
-        segment = self._timelines.pop(result.source).finish()
-        if segment and result.source in self._changed:
-            self._changed.discard(result.source)
-            self._segment(result.source, segment)
+        key = result.source, result.classifier
+        segment = self._timelines.pop(key).finish()
+        if segment and key in self._changed:
+            self._changed.discard(key)
+            self._segment(key, segment)
         times = _seconds(result.clips[0].start_seconds), _seconds(result.clips[-1].end_seconds)
+        whose = [result.classifier] if self._several else []
         further = [f"{label} {score:.2f}" for label, score in result.ranked()[1 : self._top_k]]
-        remark = ", ".join(["whole file", *further])
+        remark = ", ".join([*whose, "whole file", *further])
         self._row(result.source, *times, result.label, f"{result.score:.2f}", remark)
 
     def _row(self, source: str, *cells: str) -> None:

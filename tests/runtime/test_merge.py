@@ -133,3 +133,38 @@ def test_leaving_ends_workers_that_wait_for_a_batch() -> None:
     ):
         assert next(lengths) == 1
     # the autouse fixture looks for threads
+
+
+def test_oldest_item_gives_way_where_enough_are_waiting() -> None:
+    read = threading.Event()
+
+    def live() -> Generator[int, None, None]:
+        yield from range(6)
+        read.set()
+
+    def newer(_: int, successor: int, __: int) -> int:
+        return successor
+
+    with merge([live()], batch_size=1, depth=8, live_depth=2, overtake=newer) as batches:
+        assert read.wait(10)
+        assert [item for batch in batches for item in batch] == [4, 5]
+
+
+def test_item_that_stands_for_two_keeps_its_place() -> None:
+    read = threading.Event()
+
+    def live() -> Generator[tuple[int, ...], None, None]:
+        yield from ((number,) for number in range(5))
+        read.set()
+
+    def joined(older: tuple[int, ...], newer: tuple[int, ...], _: tuple[int, ...]) -> tuple[int, ...]:
+        return older + newer
+
+    with merge([live()], batch_size=4, depth=8, live_depth=1, overtake=joined) as batches:
+        assert read.wait(10)
+        assert list(batches) == [[(0, 1, 2, 3, 4)]]
+
+
+def test_item_that_must_stay_is_waited_for() -> None:
+    with merge([source("a", 20)], batch_size=1, depth=3, live_depth=1, overtake=lambda *_: None) as batches:
+        assert [item for batch in batches for item in batch] == [("a", number) for number in range(20)]

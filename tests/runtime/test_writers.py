@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ LABELS = ("run & jump", "walk", "sit")
 
 def clip(start: float, *scores: float, source: str = "a.mp4") -> Prediction:
     return Prediction(
-        source, LABELS, scores, start_seconds=start, end_seconds=start + 4, latency_seconds={"extract": 0.1}
+        source,
+        LABELS,
+        scores,
+        classifier="acts",
+        start_seconds=start,
+        end_seconds=start + 4,
+        latency_seconds={"extract": 0.1},
     )
 
 
@@ -42,6 +49,7 @@ def test_jsonl_has_a_line_for_each_record_with_type_and_source() -> None:
     lines = [json.loads(line) for line in written("jsonl").splitlines()]
     assert [line["type"] for line in lines] == ["prediction"] * 3 + ["result", "error", "end"]
     assert {line["source"] for line in lines} == {"a.mp4"}
+    assert [line["classifier"] for line in lines[:4]] == ["acts"] * 4
     assert lines[0]["scores"] == {"run & jump": 0.7, "walk": 0.2, "sit": 0.1}
     assert (lines[0]["start_seconds"], lines[0]["end_seconds"], lines[0]["flags"]) == (0, 4, [])
     assert lines[4] | {"type": ""} == {
@@ -59,6 +67,7 @@ def test_jsonl_has_a_line_for_each_record_with_type_and_source() -> None:
         "processed": 6,
         "skipped": 3,
         "dropped": {"corrupt": 1},
+        "still": 0,
     }
 
 
@@ -72,6 +81,7 @@ def test_csv_has_one_row_for_each_prediction() -> None:
     assert len(rows) == 3
     assert rows[0] == {
         "source": "a.mp4",
+        "classifier": "acts",
         "start_seconds": "0.000",
         "end_seconds": "4.000",
         "label": "run & jump",
@@ -116,7 +126,7 @@ def test_table_shortens_long_names_from_the_left() -> None:
 
 def test_csv_has_no_more_columns_than_labels() -> None:
     header, first, *_ = written("csv", top_k=1_000_000_000).splitlines()
-    assert header.count(",") == first.count(",") == 9
+    assert header.count(",") == first.count(",") == 10
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
@@ -140,3 +150,15 @@ def test_aggregate_makes_one_row_of_many(how: Any, expected: tuple[float, ...]) 
 def test_tied_vote_goes_to_the_lower_index() -> None:
     clips = [clip(0, 0.1, 0.2, 0.7), clip(1, 0.1, 0.8, 0.1)]
     assert result_of(clips, "vote").label == "walk"
+
+
+def test_table_tells_several_classifiers_of_one_source_apart() -> None:
+    others = [replace(each, classifier="mood", scores=(0.0, 0.1, 0.9)) for each in CLIPS]
+    together = [record for pair in zip(CLIPS, others, strict=True) for record in pair]
+    rows = written("table", [*together, result_of(CLIPS, "mean"), result_of(others, "mean")], several=True)
+    assert [line.split()[3:] for line in rows.splitlines()[1:]] == [
+        ["3.5", "s", "run", "&", "jump", "0.65", "acts"],
+        ["6.0", "s", "walk", "0.80", "acts"],
+        ["6.0", "s", "run", "&", "jump", "0.47", "acts,", "whole", "file"],
+        ["6.0", "s", "sit", "0.90", "mood,", "whole", "file"],
+    ]
