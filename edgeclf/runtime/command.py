@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -23,7 +24,8 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("-s", "--source", "more_sources", multiple=True, metavar="SOURCE", help="A source; may be repeated.")
-@click.option("-b", "--bundle", metavar="NAME|PATH", help="A packaged classifier, or the folder of a bundle.")
+@click.option("-b", "--bundle", "bundles", multiple=True, metavar="NAME|PATH",
+              help="A packaged classifier, or the folder of a bundle; several that share an extractor.")  # fmt: skip
 @click.option(
     "--device", type=click.Choice(get_args(Device)), default="auto", show_default=True, help="Where the extractor runs."
 )
@@ -32,6 +34,11 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
+@click.option(
+    "--streams", type=click.IntRange(1, 1024), help="Files that are read at a time; one per core if not given."
+)
+@click.option("--motion-gate", "gates", metavar="[SOURCE=]LEVEL", multiple=True,
+              help="Extract only frames of which a part changed in brightness by more than LEVEL (0-255).")  # fmt: skip
 @click.option(
     "--conf",
     type=click.FloatRange(0, 1),
@@ -46,11 +53,13 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 def infer(
     sources: tuple[str, ...],
     more_sources: tuple[str, ...],
-    bundle: str | None,
+    bundles: tuple[str, ...],
     device: Device,
     backend: str | None,
     precision: str,
     batch: int | None,
+    streams: int | None,
+    gates: tuple[str, ...],
     conf: float | None,
     top_k: int | None,
     form: str,
@@ -67,6 +76,7 @@ def infer(
       edgeclf infer holiday.mp4 -b ucf101_8
       edgeclf infer holiday.mp4 -b ucf101_8 --save labelled.mp4
       edgeclf infer "recordings/*.mkv" -b my_model.edgeclf --format jsonl > labels.jsonl
+      edgeclf infer street.mp4 -b ucf101_8 -b fight
     """
     from edgeclf.runtime.pipeline import open_classifier, run_loop
     from edgeclf.runtime.records import Prediction, SourceEnd
@@ -77,14 +87,18 @@ def infer(
         _play_demo()
         return
     names = expand_sources((*sources, *more_sources))
-    _check_usage(names, bundle, form, save, conf)
+    _check_usage(names, bundles, form, save, conf)
+    levels = _levels(gates, names)
     failed = False
     shown: list[Prediction] = []
-    with open_classifier(bundle or "", device=device, precision=precision, backend=backend) as classifier:
+    with open_classifier(*bundles, device=device, precision=precision, backend=backend) as classifier:
         options = classifier.options.with_batch(batch) if batch else classifier.options
+        options = replace(options, sources_at_once=streams or options.sources_at_once)
         click.echo(_banner(classifier, options.workers), err=True)
-        writer = WRITERS.load(form)(sys.stdout, top_k=top_k)
-        for record in run_loop(names, classifier.model, options, threshold=conf):
+        writer = WRITERS.load(form)(sys.stdout, top_k=top_k, several=len(bundles) > 1)
+        for record in run_loop(
+            names, classifier.model, options, also=classifier.also, threshold=conf, motion_gate=levels
+        ):
             writer.write(record)
             if save and isinstance(record, Prediction):
                 shown.append(record)
@@ -123,18 +137,39 @@ def _save(source: str, predictions: list[Prediction], path: Path) -> None:
     click.echo(f"{path}: {written} frames", err=True)
 
 
-def _check_usage(names: list[str], bundle: str | None, form: str, save: Path | None, conf: float | None) -> None:
+def _levels(gates: tuple[str, ...], names: list[str]) -> dict[str, float] | None:
+    """The levels of the motion gate by source name, as records tell it."""
+    from edgeclf.video import redacted
+
+    levels: dict[str, float] = {}
+    for gate in gates:
+        source, mark, level = gate.rpartition("=")
+        try:
+            value = float(level)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 255:
+            raise click.UsageError(f"--motion-gate wants a LEVEL of 0 to 255, not {level!r}")
+        if mark and source not in names:
+            raise click.UsageError(f"--motion-gate names {redacted(source)!r}, which is no SOURCE")
+        levels |= dict.fromkeys([redacted(name) for name in ([source] if mark else names)], value)
+    return levels or None
+
+
+def _check_usage(names: list[str], bundles: tuple[str, ...], form: str, save: Path | None, conf: float | None) -> None:
     from edgeclf.bundle import packaged_classifiers
 
     if not names:
         raise click.UsageError("name at least one SOURCE")
-    if bundle is None:
+    if not bundles:
         known = ", ".join(packaged_classifiers()) or "none"
         raise click.UsageError(f"say which model to use with --bundle; packaged: {known}")
     if conf is not None and math.isnan(conf):
         raise click.UsageError("--conf must be a number from 0 to 1")
     if form == "vtt" and len(names) > 1:
         raise click.UsageError(f"--format vtt describes one source, {len(names)} were named")
+    if len(bundles) > 1 and (form == "vtt" or save):
+        raise click.UsageError("--format vtt and --save show one classifier: name one --bundle")
     if save:
         _check_save(names, save)
 
@@ -156,4 +191,5 @@ def _check_save(names: list[str], save: Path) -> None:
 def _banner(classifier: Classifier, workers: int) -> str:
     model = classifier.model
     copies = f" x {workers} workers" if workers > 1 else ""
-    return f"{model.name}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}"
+    names = ", ".join(each.name for each in (model, *classifier.also))
+    return f"{names}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}"

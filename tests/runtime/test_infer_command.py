@@ -30,6 +30,21 @@ def test_table_on_stdout_and_what_runs_on_stderr(colors: Path, video: Path) -> N
     assert "colors: extractor on onnxruntime CPU fp32" in done.stderr
 
 
+def test_several_classifiers_of_one_extractor_label_the_same_video(video: Path) -> None:
+    done = edgeclf("infer", video, "-b", "ucf101_8", "-b", "fight", "--format", "jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "ucf101_8, fight: extractor on" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["classifier"] for line in lines if line["type"] == "result"] == ["ucf101_8", "fight"]
+
+
+def test_motion_gate_says_how_many_frames_were_still(colors: Path, video: Path) -> None:
+    done = edgeclf("infer", video, "-b", colors, "--motion-gate", f"{video}=30", "--format", "jsonl")
+    assert done.returncode == 0, done.stderr
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert (end["processed"], end["still"]) == (25, 23)  # one of each colour was extracted
+
+
 def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     done = edgeclf("infer", "none.mp4", tmp_path / "text.mp4", "-s", video, "-b", colors, "--format", "jsonl")
@@ -58,6 +73,12 @@ def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video:
         (["{video}", "-b", "{colors}", "--save", "none/out.mp4"], "--save cannot write into the folder none"),
         (["{video}", "-b", "{colors}", "--conf", "nan"], "--conf must be a number"),
         (["", "-b", "{colors}"], "a source has an empty name"),
+        (["{video}", "-b", "{colors}", "--motion-gate", "much"], "--motion-gate wants a LEVEL of 0 to 255, not 'much'"),
+        (["{video}", "-b", "{colors}", "--motion-gate", "256"], "--motion-gate wants a LEVEL of 0 to 255"),
+        (["{video}", "-b", "{colors}", "--motion-gate", "b.mp4=4"], "--motion-gate names 'b.mp4', which is no SOURCE"),
+        (["{video}", "-b", "{colors}", "-b", "{colors}"], "two classifiers have one name: colors, colors"),
+        (["{video}", "-b", "{colors}", "-b", "theatre"], "'colors' and 'theatre' have different extractors"),
+        (["{video}", "-b", "ucf101_8", "-b", "fight", "--format", "vtt"], "show one classifier: name one --bundle"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_one_clear_line(
