@@ -198,10 +198,18 @@ def open_bundle(name: str | Path) -> ModelBundle:
     Raises BundleError where there is none, where a file is missing, altered or outside the folder, or where
     the manifest contradicts itself.
     """
-    path, wanted = _resolve(str(name))
-    manifest = _read_manifest(path)
-    _verify_files(path, manifest)
+    path, manifest, wanted = _verified(name)
     return ModelBundle(path, manifest, _pick_classifier(path, manifest, wanted))
+
+
+def open_classifiers(name: str | Path) -> list[ModelBundle]:
+    """The verified bundle behind a name, a path or PATH#CLASSIFIER, once with each classifier that this names.
+
+    A path alone names all of them; the files are read and hashed once. Raises BundleError as `open_bundle` does.
+    """
+    path, manifest, wanted = _verified(name)
+    named = manifest.classifiers if wanted is None else (_pick_classifier(path, manifest, wanted),)
+    return [ModelBundle(path, manifest, entry) for entry in named]
 
 
 def packaged_classifiers() -> dict[str, Path]:
@@ -225,6 +233,14 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _verified(name: str | Path) -> tuple[Path, Manifest, str | None]:
+    """A bundle's folder, its manifest, whose files are as it says, and the classifier that the name asks for."""
+    path, wanted = _resolve(str(name))
+    manifest = _read_manifest(path)
+    _verify_files(path, manifest)
+    return path, manifest, wanted
 
 
 def _resolve(name: str) -> tuple[Path, str | None]:

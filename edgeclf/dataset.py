@@ -45,6 +45,11 @@ class Dataset:
     clips: tuple[LabelledClip, ...]
     labels: tuple[str, ...]
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether any clip is for validation or test; without such clips all of them count as for training."""
+        return any(clip.split in ("validation", "test") for clip in self.clips)
+
     def split(self, name: str) -> list[LabelledClip]:
         """The clips of one split, in the order of the data set."""
         return [clip for clip in self.clips if clip.split == name]

@@ -1,4 +1,4 @@
-"""Figures of a classifier out of its scores: confusion, precision and recall, calibration, and how sure they are.
+"""Figures out of scores: confusion, precision and recall, calibration, how sure they are, how far two answers differ.
 
 Classes are indices 0 to C - 1. A clip that could not be read has a row of NaN for scores and is found as -1.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,30 @@ def class_figures(confusion: Ints) -> ClassFigures:
     there, claimed = confusion.sum(axis=1), confusion[:, :classes].sum(axis=0)
     f1 = 2 * right / np.maximum(1, there + claimed)
     return ClassFigures(right / np.maximum(1, claimed), right / np.maximum(1, there), f1, there.astype(np.int64))
+
+
+# -- two answers to the same ------------------------------------------------------------------------------------------
+
+
+def cosines(found: NDArray[Any], expected: NDArray[Any]) -> Floats:
+    """(N,) the cosine of the angle between each pair of rows (N, F); two rows of zeros are alike."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(lengths == 0, 1.0, lengths))
+
+
+def margins(scores: NDArray[Any]) -> NDArray[Any]:
+    """(N,) how far the highest score of each row (N, C) is ahead of the second."""
+    ranked = np.sort(scores, axis=1)
+    ahead: NDArray[Any] = ranked[:, -1] - ranked[:, -2]
+    return ahead
+
+
+def changed_winners(found: NDArray[Any], expected: NDArray[Any], clear: float) -> int:
+    """How many rows whose expected winner is ahead by more than `clear` have another one in `found`."""
+    changed = found.argmax(axis=1) != expected.argmax(axis=1)
+    return int((changed & (margins(expected) > clear)).sum())
 
 
 # -- precision and recall over all thresholds -------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgeclf.bundle import MANIFEST_NAME, Manifest, open_bundle
+from edgeclf import bundle as module
+from edgeclf.bundle import MANIFEST_NAME, Manifest, open_bundle, open_classifiers
 from edgeclf.errors import BundleError
 from edgeclf.specs import ClipSpec
 from tests.support.colors import CLIP, write_bundle
@@ -31,6 +32,33 @@ def edit(bundle: Path, change: Edit) -> None:
 def test_bundle_opens_by_path_and_by_path_and_classifier(colors: Path) -> None:
     assert open_bundle(colors).classifier.labels == ("red", "green", "blue")
     assert open_bundle(f"{colors}#colors").classifier.name == "colors"
+
+
+def test_every_classifier_of_a_path_is_opened_and_each_file_hashed_once(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(copy, lambda manifest: manifest["classifiers"].append({**manifest["classifiers"][0], "name": "again"}))
+    hashed: list[str] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    sha256_of = module.sha256_of
+    monkeypatch.setattr(module, "sha256_of", counting)
+    opened = open_classifiers(copy)
+    assert [one.classifier.name for one in opened] == ["colors", "again"]
+    assert sorted(hashed) == sorted(opened[0].manifest.files)
+    with pytest.raises(BundleError, match="holds several classifiers"):
+        open_bundle(copy)
+
+
+def test_name_of_a_classifier_opens_that_one_alone(copy: Path) -> None:
+    edit(copy, lambda manifest: manifest["classifiers"].append({**manifest["classifiers"][0], "name": "again"}))
+    assert [one.classifier.name for one in open_classifiers(f"{copy}#again")] == ["again"]
+    assert [one.classifier.name for one in open_classifiers("theatre")] == ["theatre"]
+    with pytest.raises(BundleError, match=r"no classifier 'shapes'; choose one .*: colors, again"):
+        open_classifiers(f"{copy}#shapes")
 
 
 def test_manifest_survives_its_file(colors: Path) -> None:

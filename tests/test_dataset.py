@@ -47,6 +47,18 @@ def recordings(groups: int, labels: Sequence[str] = ("run", "sit"), clips: int =
     return Dataset(tuple(made), tuple(sorted(labels)))
 
 
+def with_splits(*splits: str) -> Dataset:
+    clips = [LabelledClip(Path(f"{n}.avi"), "run", "", split) for n, split in enumerate(splits)]
+    return Dataset(tuple(clips), ("run",))
+
+
+def test_set_has_splits_where_a_clip_is_kept_from_training() -> None:
+    assert with_splits("train", "validation").has_splits
+    assert with_splits("test").has_splits
+    assert not with_splits("train", "train").has_splits
+    assert not with_splits().has_splits
+
+
 # -- what makes a set unfit -------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,38 @@ def test_top_accuracy_breaks_ties_as_the_winner_does_and_counts_unread_clips_as_
     assert metrics.top_accuracy(scores, np.array([0, 1, 0]), 3) == pytest.approx(2 / 3)
 
 
+# -- two answers to the same ------------------------------------------------------------------------------------------
+
+
+def test_cosines_are_those_of_each_pair_of_rows() -> None:
+    found = np.array([[3, 0], [0, 2], [-1, 0], [1, 1], [0, 0]], np.float32)
+    expected = np.array([[5, 0], [1, 0], [7, 0], [1, 0], [1, 0]], np.float32)
+    assert metrics.cosines(found, expected).tolist() == pytest.approx([1, 0, -1, math.sqrt(0.5), 0])
+
+
+def test_cosine_of_two_rows_of_zeros_is_1_and_of_no_numbers_none() -> None:
+    found = np.array([[0, 0], [math.nan, 1]], np.float32)
+    assert metrics.cosines(found, np.array([[0, 0], [1, 1]], np.float32)).tolist() == pytest.approx(
+        [1, math.nan], nan_ok=True
+    )
+
+
+def test_cosines_of_large_features_do_not_overflow() -> None:
+    large = np.full((1, 4), 1e30, np.float32)
+    assert metrics.cosines(large, large).tolist() == pytest.approx([1])
+
+
+def test_margin_is_between_the_first_two_scores_wherever_they_stand() -> None:
+    assert metrics.margins(np.array([[0.1, 0.2, 0.7], [0.4, 0.2, 0.4]])).tolist() == pytest.approx([0.5, 0.0])
+
+
+def test_changed_winners_are_counted_only_where_the_expected_one_is_clear() -> None:
+    expected = np.array([[0.9, 0.1], [0.51, 0.49], [0.9, 0.1]])
+    found = np.array([[0.4, 0.6], [0.4, 0.6], [0.6, 0.4]])
+    assert metrics.changed_winners(found, expected, 0.1) == 1
+    assert metrics.changed_winners(found, expected, 0.01) == 2
+
+
 # -- precision and recall over all thresholds -------------------------------------------------------------------------
 
 

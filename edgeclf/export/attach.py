@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeclf.bundle import Manifest, ModelBundle, open_bundle, sha256_of, write_manifest
+from edgeclf.bundle import Manifest, ModelBundle, open_bundle, open_classifiers, sha256_of, write_manifest
 from edgeclf.dataset import Dataset
 from edgeclf.errors import ExportError
 from edgeclf.export.bundling import (
@@ -30,7 +30,6 @@ from edgeclf.export.precision import MIN_WINDOWS, PrecisionReport
 from edgeclf.export.report import REPORT_NAME, report_page
 from edgeclf.model_directory import open_keras_model, read_description
 from edgeclf.runtime.golden import GOLDEN_NAME, read_golden, write_golden
-from edgeclf.runtime.verify import open_classifiers
 
 _APART = "export it as its own bundle, or all of them anew: edgeclf export A -o B.edgeclf --also C"
 

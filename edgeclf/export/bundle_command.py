@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeclf.export.options import judging_options
 from edgeclf.runtime.verify_command import verify
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def show(name: str, form: str) -> None:
       edgeclf bundle show theatre
       edgeclf bundle show my_model.edgeclf --format json
     """
-    from edgeclf.runtime.verify import open_classifiers
+    from edgeclf.bundle import open_classifiers
 
     opened = open_classifiers(name)[0]
     if form == "json":
@@ -67,21 +68,7 @@ def show(name: str, form: str) -> None:
 @click.option(
     "--clips", multiple=True, metavar="PATH", help="Videos to compare on, from decoding to label; repeatable."
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, exists=True),
-    metavar="DATA",
-    help="Labelled clips that lower precisions of BUNDLE are judged on; INT8 asks for them.",
-)
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    show_default=True,
-    help="The clips of DATA that are taken.",
-)
-@click.option("--windows", "min_windows", type=click.IntRange(1), default=2000, show_default=True,
-              help="Labelled windows that INT8 is judged on at least.")  # fmt: skip
+@judging_options("Labelled clips that lower precisions of BUNDLE are judged on; INT8 asks for them.")
 def attach(path: Path, model: Path, clips: tuple[str, ...], data: Path | None, split: str, min_windows: int) -> None:
     """Add the classifier of the trained model in MODEL_DIR to BUNDLE, if both have the very same extractor.
 
@@ -142,8 +129,8 @@ def triton(
       edgeclf bundle triton ucf101_8 model_repository
       edgeclf bundle triton my_model.edgeclf model_repository --tensorrt FP16 --max-batch 4
     """
+    from edgeclf.bundle import open_classifiers
     from edgeclf.export.triton import Serving, write_model_repository
-    from edgeclf.runtime.verify import open_classifiers
 
     serving = Serving(max_batch=max_batch, instances=instances, kind=kind, tensorrt=tensorrt)
     for path in write_model_repository(open_classifiers(name)[0], folder, precision=precision, serving=serving):

@@ -18,7 +18,7 @@ from edgeclf.bundle import (
     ExtractorEntry,
     Manifest,
     ModelBundle,
-    open_bundle,
+    open_classifiers,
     sha256_of,
     write_manifest,
 )
@@ -42,7 +42,7 @@ from edgeclf.model_directory import (
     read_description,
 )
 from edgeclf.runtime.golden import GOLDEN_NAME, write_golden
-from edgeclf.runtime.verify import open_classifiers, table, verify_bundle
+from edgeclf.runtime.verify import table, verify_bundle
 from edgeclf.specs import TensorSpec
 
 EXTRACTOR_GRAPH, CLASSIFIER_GRAPH = "extractor.onnx", "classifier.onnx"
@@ -79,21 +79,14 @@ def export_bundle(
         manifest = write_graphs(path, models)
         write_manifest(path, manifest)
         reports = [
-            proven(bundle, model, clips, say) for bundle, model in zip(_opened(path, manifest), models, strict=True)
+            proven(bundle, model, clips, say) for bundle, model in zip(open_classifiers(path), models, strict=True)
         ]
         lowered = add_precisions(path, manifest, models, lowering, say)
         write_golden(path, golden_of([open_keras_model(model) for model in models], clips=golden))
         _finish(path, lowered, models, reports)
         _replay(path, say)
         put_in_place(path, target)
-    return _opened(target, manifest)[0]
-
-
-def _opened(path: Path, manifest: Manifest) -> list[ModelBundle]:
-    """The bundle in a folder, once with each of its classifiers chosen."""
-    if len(manifest.classifiers) == 1:
-        return [open_bundle(path)]
-    return [open_bundle(f"{path}#{entry.name}") for entry in manifest.classifiers]
+    return open_classifiers(target)[0]
 
 
 def proven(bundle: ModelBundle, model_path: Path, clips: Sequence[str], say: Say) -> list[Check]:

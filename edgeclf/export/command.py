@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeclf.export.options import judging_options
+
 if TYPE_CHECKING:
     from edgeclf.bundle import ModelBundle
 
@@ -39,22 +41,9 @@ if TYPE_CHECKING:
     type=click.Choice(["fp16", "int8", "u8s8"]),
     help="A lower precision to add; repeatable. int8 is symmetric, for TensorRT; u8s8 is for CPUs.",
 )
-@click.option(
-    "--data",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    metavar="DATA",
-    help="Labelled clips, as for train, that calibrate and judge lower precisions; once for each model.",
+@judging_options(
+    "Labelled clips, as for train, that calibrate and judge lower precisions; once for each model.", several=True
 )
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    show_default=True,
-    help="The clips of DATA that precisions are judged on.",
-)
-@click.option("--windows", "min_windows", type=click.IntRange(1), default=2000, show_default=True,
-              help="Labelled windows that INT8 is judged on at least.")  # fmt: skip
 @click.option("--allow", is_flag=True, help="Leave out a precision that misses its limits, and write the rest.")
 @click.option(
     "--golden",

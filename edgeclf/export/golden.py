@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.errors import ExportError
-from edgeclf.runtime.golden import Golden, GoldenClips
+from edgeclf.runtime.golden import Golden, GoldenClips, noise
 from edgeclf.runtime.model import FramesAsFeatures, Model
 from edgeclf.runtime.stages import SampledFrame, SourceId, decode
-from edgeclf.specs import PreprocessSpec
 from edgeclf.video import open_video
 
 # Actions that look unlike each other, one seed, so that figure and place are the same.
@@ -23,7 +22,6 @@ SCENES = tuple(f"synthetic://{action}?seed=7&look=unseen" for action in ("walk",
 _FRAME_BYTES = 3_700_000  # of all frames before they are compressed, which leaves about an eighth
 _FEWEST, _MOST = 2, 6  # frames of each source
 _SHADES = np.uint8(0xF0)  # 16 shades of each colour compress to a sixth of what 256 do
-_BLOCK = 16  # side of the squares that noise is made of, in pixels
 
 
 def golden_of(models: Sequence[Model], *, clips: Sequence[str] = ()) -> Golden:
@@ -56,7 +54,7 @@ def _frames(model: Model, sources: Sequence[str]) -> NDArray[np.uint8]:
     frame_bytes = int(np.prod(model.preprocess.input_shape))
     count = min(_MOST, max(_FEWEST, _FRAME_BYTES // frame_bytes // len(sources)))
     rendered = [_spread(_decoded(source, model), count) for source in sources]
-    return np.concatenate([*(frames & _SHADES for frames in rendered), _noise(model.preprocess)[np.newaxis]])
+    return np.concatenate([*(frames & _SHADES for frames in rendered), noise(model.extractor.inputs[0], 1)])
 
 
 def _decoded(source: str, model: Model) -> list[NDArray[np.uint8]]:
@@ -74,16 +72,6 @@ def _decoded(source: str, model: Model) -> list[NDArray[np.uint8]]:
 def _spread(frames: list[NDArray[np.uint8]], count: int) -> NDArray[np.uint8]:
     places = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     return np.stack([frames[place] for place in places])
-
-
-def _noise(preprocess: PreprocessSpec) -> NDArray[np.uint8]:
-    """Squares of chance colours."""
-    *stack, height, width, channels = preprocess.input_shape
-    coarse = np.random.default_rng(0).integers(
-        0, 256, (*stack, -(-height // _BLOCK), -(-width // _BLOCK), channels), dtype=np.uint8
-    )
-    fine = coarse.repeat(_BLOCK, axis=-3).repeat(_BLOCK, axis=-2)
-    return np.ascontiguousarray(fine[..., :height, :width, :])
 
 
 # -- clips ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from edgeclf.bundle import (
     ExtractorEntry,
     Manifest,
     ModelBundle,
-    open_bundle,
+    open_classifiers,
     sha256_of,
     write_manifest,
 )
@@ -147,7 +147,8 @@ class _Maker:
         manifest, share = self._written(manifest, precision, float_layers)
         write_manifest(self.path, manifest)
         self.say(f"judging {precision}")
-        reports = [self._report(number, manifest, precision, share) for number in range(len(manifest.classifiers))]
+        opened = enumerate(open_classifiers(self.path))
+        reports = [self._report(number, bundle, precision, share) for number, bundle in opened]
         return manifest, reports
 
     def _written(self, manifest: Manifest, precision: str, float_layers: int) -> tuple[Manifest, float]:
@@ -189,8 +190,7 @@ class _Maker:
             self.calibration.append(calibration_input(training, manifest.extractor.preprocess, clip, whole=whole))
         return self.calibration[0]
 
-    def _report(self, number: int, manifest: Manifest, precision: str, share: float) -> PrecisionReport:
-        bundle = open_bundle(f"{self.path}#{manifest.classifiers[number].name}")
+    def _report(self, number: int, bundle: ModelBundle, precision: str, share: float) -> PrecisionReport:
         if number not in self.references:
             self.references[number] = Reference(open_model(bundle, "cpu", threads=available_cores()))
         data = self.lowering.data[number] if self.lowering.data else None
@@ -230,7 +230,7 @@ def _judged(
 
 def clips_of(data: Dataset, split: str) -> Sequence[LabelledClip]:
     """The clips of a split; all where the data have no splits. Raises ExportError where only this one is empty."""
-    if not (data.split("validation") or data.split("test")):
+    if not data.has_splits:
         return data.clips
     if not (chosen := data.split(split)):
         raise ExportError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeclf.bundle import ModelBundle
 from edgeclf.clips import padded
 from edgeclf.errors import ParityError, SessionError
+from edgeclf.metrics import changed_winners, margins
 from edgeclf.model_directory import ParityFrames, open_keras_model, read_parity
 from edgeclf.runtime.model import Floats, Model, open_model
 from edgeclf.runtime.pipeline import Form, LoopOptions, run_loop
@@ -160,7 +161,7 @@ def _check_sources(
         return Check(f"{name} (other clips)", len(expected), float("inf"), SCORE_TOLERANCE, 0)
     difference = _largest_difference(_scores_by_label(converted, found), _scores_by_label(original, expected))
     changed = sum(
-        a.top_label != b.top_label and bool(_margin(np.array([b.scores]))[0] > CLEAR_MARGIN)
+        a.top_label != b.top_label and bool(margins(np.array([b.scores]))[0] > CLEAR_MARGIN)
         for a, b in zip(found, expected, strict=True)
     )
     return Check(name, len(expected), difference, SCORE_TOLERANCE, changed)
@@ -189,15 +190,8 @@ def _place(prediction: Prediction) -> tuple[str, float, float]:
 
 
 def _scores_check(name: str, found: Floats, expected: Floats) -> Check:
-    clear = _margin(expected) > CLEAR_MARGIN
-    changed = int(((found.argmax(axis=1) != expected.argmax(axis=1)) & clear).sum())
+    changed = changed_winners(found, expected, CLEAR_MARGIN)
     return Check(name, len(expected), _largest_difference(found, expected), SCORE_TOLERANCE, changed)
-
-
-def _margin(scores: NDArray[Any]) -> NDArray[Any]:
-    ranked = np.sort(scores, axis=1)
-    margin: NDArray[Any] = ranked[:, -1] - ranked[:, -2]
-    return margin
 
 
 def _largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclf.errors import ParityError
 from edgeclf.export.windows import SampledClip, windows_of
-from edgeclf.metrics import Interval, bootstrap_interval
+from edgeclf.metrics import Interval, bootstrap_interval, cosines
 from edgeclf.runtime.model import Floats, FramesAsFeatures, Model
 
 MIN_WINDOWS = 2000  # labelled ones, for a difference of half a percentage point to mean something
@@ -176,15 +176,17 @@ class _Tally:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._rows: list[NDArray[Any]] = []
+        self._cosines: list[NDArray[np.float64]] = []
+        self._lengths: list[NDArray[np.float64]] = []
         self._same: list[NDArray[np.bool_]] = []
         self._right: list[NDArray[np.bool_]] = []
         self._fp32_right: list[NDArray[np.bool_]] = []
         self._groups: list[str] = []
         self._labelled = True
 
-    def add(self, clip: SampledClip, expected: tuple[NDArray[Any], Floats], found: tuple[NDArray[Any], Floats]) -> None:
-        self._rows.append(_products(found[0], expected[0]))
+    def add(self, clip: SampledClip, expected: _Answers, found: _Answers) -> None:
+        self._cosines.append(cosines(found[0], expected[0]))
+        self._lengths.append(_lengths(found[0], expected[0]))
         first, fp32_first = found[1].argmax(axis=1), expected[1].argmax(axis=1)
         self._same.append((first == fp32_first) & np.isfinite(found[1]).all(axis=1))
         self._groups += [clip.group] * len(first)
@@ -198,7 +200,8 @@ class _Tally:
     def report(self, precision: str, share: float) -> PrecisionReport:
         if not self._same:
             raise ParityError("there is no frame to judge the precision on", hint="name clips with --data")
-        cosines, same = _cosines(np.concatenate(self._rows)), np.concatenate(self._same)
+        alike = _without_nothing(np.concatenate(self._cosines), np.concatenate(self._lengths))
+        same = np.concatenate(self._same)
         labelled = self._labelled and bool(self._right)
         right = np.concatenate(self._right) if labelled else None
         fp32_right = np.concatenate(self._fp32_right) if labelled else None
@@ -208,8 +211,8 @@ class _Tally:
             share,
             len(self._same),
             len(same),
-            float(cosines.min()),
-            float(cosines.mean()),
+            float(alike.min()),
+            float(alike.mean()),
             float(same.mean()),
             None if right is None else float(right.mean()),
             None if fp32_right is None else float(fp32_right.mean()),
@@ -231,15 +234,12 @@ def _rounded(value: float) -> float | None:
 _TINY = 1e-2  # of the usual length: rows this short are features of nothing, which have no direction
 
 
-def _products(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each pair of rows (F,) their product and both lengths, (n, 3)."""
-    lengths = [np.linalg.norm(rows, axis=1) for rows in (found, expected)]
-    return np.stack([(found * expected).sum(axis=1), *lengths], axis=1).astype(np.float64)
+def _lengths(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """The lengths of each pair of rows, (n, 2)."""
+    return np.stack([np.linalg.norm(rows, axis=1) for rows in (found, expected)], axis=1).astype(np.float64)
 
 
-def _cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cosine of each pair; two rows that are next to nothing beside the usual one count as equal."""
-    product, length, wanted = products.T
-    nothing = np.maximum(length, wanted) <= _TINY * np.median(wanted)
-    cosines: NDArray[np.float64] = product / np.maximum(length * wanted, np.finfo(np.float64).tiny)
-    return np.where(nothing, 1.0, cosines)
+def _without_nothing(found: NDArray[np.float64], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cosines, where two rows that are next to nothing beside the usual one count as equal."""
+    nothing = lengths.max(axis=1) <= _TINY * np.median(lengths[:, 1])
+    return np.where(nothing, 1.0, found)

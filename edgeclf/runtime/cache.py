@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+_DIGITS = 20
 
 
 def cache_folder(kind: str) -> Path:
@@ -12,3 +15,8 @@ def cache_folder(kind: str) -> Path:
         return Path(own).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "edgeclf" / kind
+
+
+def short_hash(text: str) -> str:
+    """Enough of a SHA-256 to name a file after."""
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
@@ -212,12 +212,7 @@ def _onnxruntime() -> Finding:
 
     installed = _installed(_RUNTIMES)
     if len(installed) > 1:
-        return Finding(
-            "onnxruntime",
-            "broken",
-            f"{', '.join(installed)} are all installed and overwrite each other",
-            f"pip uninstall -y {' '.join(package.split()[0] for package in installed)}, then install one extra again",
-        )
+        return _overwriting("onnxruntime", installed, "install one extra again")
     ort = import_onnxruntime()
     providers = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     wheel = f" ({installed[0].split()[0]})" if installed else " (no package of pip's)"
@@ -325,12 +320,7 @@ def _opencv() -> Finding:
 
     installed = _installed(_OPENCVS)
     if len(installed) > 1:
-        return Finding(
-            "OpenCV",
-            "broken",
-            f"{', '.join(installed)} are all installed and overwrite each other",
-            f"pip uninstall -y {' '.join(package.split()[0] for package in installed)}, then install one again",
-        )
+        return _overwriting("OpenCV", installed, "install one again")
     cv2 = import_extra("cv2", "OpenCV", "cpu")
     build = cv2.getBuildInformation()
     readers = [f"{'with' if _is_built_in(name, build) else 'without'} {name}" for name in ("FFMPEG", "GStreamer")]
@@ -342,16 +332,28 @@ def _is_built_in(name: str, build: str) -> bool:
 
 
 def _bundles() -> Finding:
-    from edgeclf.bundle import open_bundle, packaged_classifiers
+    from edgeclf.bundle import open_classifiers, packaged_classifiers
 
-    names = list(packaged_classifiers())
-    for name in names:
-        open_bundle(name)
-    return Finding("bundles", "works" if names else "absent", f"{', '.join(names) or 'none'} open and are unaltered")
+    packaged = packaged_classifiers()
+    for path in set(packaged.values()):
+        open_classifiers(path)
+    found = ", ".join(packaged) or "none"
+    return Finding("bundles", "works" if packaged else "absent", f"{found} open and are unaltered")
 
 
 def _installed(packages: Iterable[str]) -> list[str]:
     return [f"{package} {found}" for package in packages if (found := package_version(package))]
+
+
+def _overwriting(name: str, installed: Sequence[str], cure: str) -> Finding:
+    """What to say where several packages bring files of the same names."""
+    packages = " ".join(package.split()[0] for package in installed)
+    return Finding(
+        name,
+        "broken",
+        f"{', '.join(installed)} are all installed and overwrite each other",
+        f"pip uninstall -y {packages}, then {cure}",
+    )
 
 
 QUESTIONS: Mapping[str, Question] = {

@@ -16,13 +16,12 @@ from typing import Any
 
 from edgeclf.bundle import sha256_of
 from edgeclf.errors import SessionError
-from edgeclf.runtime.cache import cache_folder
+from edgeclf.runtime.cache import cache_folder, short_hash
 from edgeclf.runtime.driver import DeviceIdentity, device_identity
 from edgeclf.runtime.tensorrt_engine import BuildSettings, BuiltEngine, Say, engine_from_onnx, write_whole
 
 _MAGIC = b"edgeclf engine 1\n"
 _MAX_HEADER_BYTES = 1 << 16
-_DIGITS = 20
 _BUILDER_REVISION = 1  # to be raised when engine_from_onnx builds something else from the same settings
 
 
@@ -43,8 +42,8 @@ class EngineKey:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the key, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """A hash of the key, short enough for a file's name; the file itself holds the whole key."""
+        return short_hash(json.dumps(self.to_dict(), sort_keys=True))
 
 
 def engine_key(trt: Any, graph: Path, settings: BuildSettings, device: DeviceIdentity | None = None) -> EngineKey:
@@ -64,13 +63,13 @@ def engine_folder() -> Path:
 
 def engine_path(graph: Path, key: EngineKey) -> Path:
     """The file of an engine; it need not exist."""
-    return engine_folder() / f"{graph.stem}-{key.digest[:_DIGITS]}.engine"
+    return engine_folder() / f"{graph.stem}-{key.digest}.engine"
 
 
 def timing_cache_path(key: EngineKey) -> Path:
     """The file of what builds for this GPU measured; all graphs share it."""
     what = f"{key.tensorrt}, {key.device}, {key.compute_capability}"
-    return engine_folder() / f"timing-{hashlib.sha256(what.encode()).hexdigest()[:_DIGITS]}.cache"
+    return engine_folder() / f"timing-{short_hash(what)}.cache"
 
 
 def cached_engine(

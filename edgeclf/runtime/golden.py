@@ -49,6 +49,7 @@ ARCHIVE_ERRORS = (
 )
 
 _MAX_BYTES = 256 << 20  # of all arrays, unpacked
+_SQUARE = 16  # side of the squares that noise is made of, in pixels
 _EXPORT_AGAIN = "export it again from its model directory"
 
 
@@ -127,6 +128,15 @@ def read_golden(bundle: ModelBundle) -> Golden:
     except ARCHIVE_ERRORS as error:
         raise BundleError(f"{path} cannot be read: {error}", hint=_EXPORT_AGAIN) from error
     return golden
+
+
+def noise(frames: TensorSpec, count: int) -> NDArray[np.uint8]:
+    """Frames (count, ...) of squares of chance colours, always the same; white noise would be unlike any picture."""
+    *stack, height, width, channels = [size or 1 for size in frames.shape[1:]]
+    shape = (count, *stack, -(-height // _SQUARE), -(-width // _SQUARE), channels)
+    coarse = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    fine = coarse.repeat(_SQUARE, axis=-3).repeat(_SQUARE, axis=-2)
+    return np.ascontiguousarray(fine[..., :height, :width, :])
 
 
 def _read(path: Path) -> Golden:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgeclf import __version__
+from edgeclf.bundle import open_classifiers
 from edgeclf.errors import EdgeclfError, MissingExtraError, SessionError, import_extra
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.driver import cuda_driver_problem, device_identity
@@ -24,9 +25,9 @@ from edgeclf.runtime.machine import first_line, package_version, processor
 from edgeclf.runtime.selftest_subjects import BATCHES, Arrays, Subject, subjects_of
 from edgeclf.runtime.session import CPU_PRECISIONS, Session, open_session
 from edgeclf.runtime.sessions.cuda import import_cuda
+from edgeclf.runtime.sessions.openvino import missing_arithmetic
 from edgeclf.runtime.sessions.providers import PROVIDERS
 from edgeclf.runtime.tensorrt_engine import EnginePrecision, import_tensorrt
-from edgeclf.runtime.verify import open_classifiers
 from edgeclf.specs import Device
 
 Outcome = Literal["passed", "failed", "not possible"]
@@ -222,6 +223,8 @@ def _nothing_ran() -> str:
 def _open(subject: Subject, device: Device, backend: str) -> Session:
     if backend == "tensorrt" and subject.precision not in get_args(EnginePrecision):
         raise NotPossible(f"TensorRT runs {', '.join(get_args(EnginePrecision))}")
+    if backend == "openvino" and (reason := missing_arithmetic(subject.precision)):
+        raise NotPossible(reason)
     return open_session(subject.graph, device, precision=subject.precision, backend=backend, max_batch=BATCHES[-1])
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle, packaged_classifiers
+from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle, open_classifiers, packaged_classifiers
 from edgeclf.errors import MissingExtraError
 from edgeclf.preprocess import preprocess_frame
 from edgeclf.runtime.session import open_session
-from edgeclf.runtime.verify import open_classifiers
 from edgeclf.specs import PreprocessSpec
 from edgeclf.theatre import ACTIONS, single_action
 

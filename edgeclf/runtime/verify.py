@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeclf.bundle import MANIFEST_NAME, ModelBundle, open_bundle
+from edgeclf.bundle import ModelBundle
 from edgeclf.errors import SessionError
+from edgeclf.metrics import changed_winners, cosines
 from edgeclf.runtime.golden import Golden, read_golden
 from edgeclf.runtime.model import Model, open_model
 from edgeclf.runtime.session import CPU_PRECISIONS, MAX_BATCH
 from edgeclf.specs import Device
-
-_MAX_MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +93,6 @@ class Verdict:
         }
 
 
-def open_classifiers(name: str | Path) -> list[ModelBundle]:
-    """The bundle behind a name, a path or PATH#CLASSIFIER, once with each classifier that this names.
-
-    A path alone names all of them. Raises BundleError as `open_bundle` does.
-    """
-    names = _classifier_names(Path(name) / MANIFEST_NAME)
-    if len(names) < 2:
-        return [open_bundle(name)]
-    first = open_bundle(f"{name}#{names[0]}")
-    return [replace(first, classifier=entry) for entry in first.manifest.classifiers]
-
-
 def verify_bundle(
     bundle: ModelBundle, *, device: Device = "auto", backend: str | None = None, precisions: Sequence[str] = ()
 ) -> list[Verdict]:
@@ -166,7 +151,7 @@ def compared(model: Model, golden: Golden, precision: str) -> Verdict:
     batches = [golden.frames[n : n + MAX_BATCH] for n in range(0, len(golden.frames), MAX_BATCH)]
     features = np.concatenate([model.extract(batch) for batch in batches])
     scores = model.classify(clips.of(features, model.clip), clips.lengths)
-    cosines = _cosines(scores, clips.scores) if golden.features is None else _cosines(features, golden.features)
+    alike = cosines(scores, clips.scores) if golden.features is None else cosines(features, golden.features)
     allowed = ALLOWED.get(precision, COARSE)
     return Verdict(
         model.name,
@@ -175,10 +160,10 @@ def compared(model: Model, golden: Golden, precision: str) -> Verdict:
         str(model.classifier.placement),
         len(golden.frames),
         len(clips.rows),
-        float(cosines.min()),
-        float(cosines.mean()),
+        float(alike.min()),
+        float(alike.mean()),
         float(np.abs(scores - clips.scores).max()),
-        _changed(scores, clips.scores, allowed.margin),
+        changed_winners(scores, clips.scores, allowed.margin),
         allowed,
     )
 
@@ -189,22 +174,6 @@ def _not_run(bundle: ModelBundle, golden: Golden, precision: str, problem: str) 
     clips = len(golden.clips[name].rows)
     allowed = ALLOWED.get(precision, COARSE)
     return Verdict(name, precision, "", "", len(golden.frames), clips, nan, nan, nan, 0, allowed, problem)
-
-
-def _cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """The cosine of the angle between each pair of rows; two rows of zeros are alike."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    cosines: NDArray[np.float64] = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(lengths == 0, 1.0, lengths))
-    return cosines
-
-
-def _changed(found: NDArray[Any], expected: NDArray[Any], clear: float) -> int:
-    """How many clips with a clear winner have another one here."""
-    ranked = np.sort(expected, axis=1)
-    counts = ranked[:, -1] - ranked[:, -2] > clear
-    return int((counts & (found.argmax(axis=1) != expected.argmax(axis=1))).sum())
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -223,14 +192,3 @@ def _row(verdict: Verdict, name: int, width: int) -> str:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
-
-
-def _classifier_names(manifest: Path) -> list[str]:
-    """The names in a manifest; none where it cannot be read, of which `open_bundle` then says the reason."""
-    if not manifest.is_file():
-        return []
-    try:
-        with manifest.open("rb") as file:
-            return [str(entry["name"]) for entry in json.loads(file.read(_MAX_MANIFEST_BYTES))["classifiers"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []

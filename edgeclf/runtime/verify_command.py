@@ -35,7 +35,8 @@ def verify(bundle: str, device: Device, backend: str | None, precisions: tuple[s
       edgeclf verify my_model.edgeclf --device tensorrt --precision fp16
       edgeclf verify my_model.edgeclf --backend openvino --format json > verdict.json
     """
-    from edgeclf.runtime.verify import open_classifiers, table, verify_bundle
+    from edgeclf.bundle import open_classifiers
+    from edgeclf.runtime.verify import table, verify_bundle
 
     opened = open_classifiers(bundle)
     verdicts = [

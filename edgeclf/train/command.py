@@ -297,8 +297,7 @@ def _evaluated_clips(
     from edgeclf.dataset import draw_image_clips, load_dataset
 
     dataset = load_dataset(data, classes=classes, images_per_clip=length)
-    has_splits = bool(dataset.split("validation") or dataset.split("test"))
-    clips = dataset.split(split or "test") if split or has_splits else list(dataset.clips)
+    clips = dataset.split(split or "test") if split or dataset.has_splits else list(dataset.clips)
     if draw is None:
         return clips
     if not all(clip.images for clip in clips):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgeclf
-from edgeclf.bundle import ModelBundle, open_bundle, sha256_of
+from edgeclf.bundle import ModelBundle, open_bundle, open_classifiers, sha256_of
 from edgeclf.errors import BundleError, ExportError, ParityError
 from edgeclf.export.attach import attach_classifier
 from edgeclf.export.bundle_command import bundle as bundle_command
@@ -20,7 +20,7 @@ from edgeclf.export.bundling import export_bundle
 from edgeclf.export.golden import golden_of
 from edgeclf.model_directory import open_keras_model, read_parity
 from edgeclf.runtime.golden import GOLDEN_NAME, write_golden
-from edgeclf.runtime.verify import open_classifiers, verify_bundle
+from edgeclf.runtime.verify import verify_bundle
 from tests.golden.bundles.make_examples import seal
 from tests.support.keras_models import LABELS, write_motion_model, write_network_model, write_vote_model
 

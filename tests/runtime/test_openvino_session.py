@@ -208,6 +208,12 @@ def test_processor_without_bf16_is_told(colors: Path, monkeypatch: pytest.Monkey
         opened(colors / "extractor.onnx", "bf16")
 
 
+def test_processor_is_asked_only_about_what_some_lack() -> None:
+    assert backend.missing_arithmetic("fp32") == ""
+    listed = CPU.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert (backend.missing_arithmetic("fp16") == "") is ("FP16" in listed)
+
+
 def test_unknown_precision_lists_the_known(colors: Path) -> None:
     with pytest.raises(SessionError, match="no precision 'fp8'; it has fp32, bf16"):
         opened(colors / "extractor.onnx", "fp8")

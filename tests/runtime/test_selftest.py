@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from edgeclf.runtime.selftest_subjects import BATCHES, subjects_of
 from edgeclf.runtime.session import Placement, Session, open_session
 from edgeclf.runtime.sessions import tensorrt as native
 from edgeclf.runtime.sessions.cuda import Cuda
+from edgeclf.runtime.sessions.openvino import OpenVINOSession
+from tests.golden.bundles.make_examples import example_of, seal
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_tensorrt import DataType, FakeTensor, FakeTensorRT, TensorIOMode
 
@@ -117,6 +120,72 @@ def test_surprise_in_one_check_does_not_stop_the_others(monkeypatch: pytest.Monk
     assert "ZeroDivisionError: division by zero" in details(report, "gives the same in any batch")
     assert outcomes(report, "timing on the CPU") == {"passed"}
     assert said == list(report.checks)
+
+
+def with_half_precision(folder: Path) -> Path:
+    """A bundle that names its float32 extractor also as fp16."""
+    bundle = Path(shutil.copytree(example_of(1), folder / "colors.edgeclf"))
+    return seal(bundle, lambda manifest: manifest["extractor"]["precisions"].update(fp16="extractor.onnx"))
+
+
+class OldProcessor:
+    """An OpenVINO on a processor without half precision."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def get_property(self, device: str, name: str) -> Any:
+        found = self._core.get_property(device, name)
+        return [one for one in found if one != "FP16"] if name == "OPTIMIZATION_CAPABILITIES" else found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+
+@pytest.fixture
+def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    core = openvino.Core
+    monkeypatch.setattr(openvino, "Core", lambda: OldProcessor(core()))
+
+
+@pytest.mark.usefixtures("old_processor")
+def test_arithmetic_that_the_processor_lacks_is_not_possible(tmp_path: Path) -> None:
+    report = run_selftest([str(with_half_precision(tmp_path))])
+    found = {check.name: check for check in report.checks}
+    half = found["colors extractor fp16: OpenVINO agrees with ONNX Runtime"]
+    assert half.outcome == "not possible"
+    assert half.detail.startswith("this processor has no fp16 arithmetic (")
+    assert found["colors extractor fp32: OpenVINO agrees with ONNX Runtime"].outcome == "passed"
+    assert not report.failed
+
+
+@pytest.mark.usefixtures("old_processor")
+def test_graph_that_openvino_cannot_run_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(OldProcessor, "compile_model", refused, raising=False)
+    report = run_selftest([str(with_half_precision(tmp_path))])
+    found = {check.name: check for check in report.checks}
+    single = found["colors extractor fp32: OpenVINO agrees with ONNX Runtime"]
+    assert single.outcome == "failed"
+    assert "OpenVINO cannot compile the graph: no kernel" in single.detail
+    assert found["colors extractor fp16: OpenVINO agrees with ONNX Runtime"].outcome == "not possible"
+    assert report.failed
+
+
+def test_wrong_answers_of_openvino_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    run = OpenVINOSession.run
+
+    def doubled(self: Any, feeds: Any) -> Answers:
+        return {name: 2 * array for name, array in run(self, feeds).items()}
+
+    monkeypatch.setattr(OpenVINOSession, "run", doubled)
+    report = run_selftest([str(with_half_precision(tmp_path))])
+    assert "failed" in outcomes(report, "OpenVINO agrees")
+    assert "the answers differ: relative difference 1" in details(report, "OpenVINO agrees")
 
 
 # On machines that are made up.

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
-from edgeclf.bundle import open_bundle
+from edgeclf.bundle import open_bundle, open_classifiers
 from edgeclf.errors import BundleError, SessionError
 from edgeclf.runtime.golden import GOLDEN_NAME, Golden, GoldenClips, read_golden, write_golden
-from edgeclf.runtime.verify import open_classifiers, verify_bundle
+from edgeclf.runtime.verify import verify_bundle
 from edgeclf.runtime.verify_command import verify
 from tests.architecture.test_imports import FRAMEWORKS, modules_after
 from tests.golden.bundles.make_examples import example_of, golden, seal

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from edgeclf.bundle import sha256_of
 from edgeclf.errors import SessionError, import_extra
-from edgeclf.runtime.cache import cache_folder
+from edgeclf.runtime.cache import cache_folder, short_hash
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement
-from edgeclf.runtime.sessions.providers import short_hash
 from edgeclf.specs import Device, TensorSpec
 
 _ELSEWHERE = "use --backend onnxruntime"
@@ -59,6 +58,15 @@ def open_openvino(
         session = OpenVINOSession(openvino, core, graph, precision, threads)
         session.warm_up()
     return session
+
+
+def missing_arithmetic(precision: str) -> str:
+    """The reason why OpenVINO has no `precision` on this processor, empty if it has.
+
+    OpenVINO lists what the processor has, which half precision often is not. Asked for it all the same, OpenVINO
+    calculates in another precision without a word. Raises MissingExtraError without OpenVINO.
+    """
+    return _missing_arithmetic(import_extra("openvino", "OpenVINO", "openvino").Core(), precision)
 
 
 class OpenVINOSession:
@@ -223,12 +231,15 @@ def _check_device(core: Any, device: str) -> None:
 def _check_precision(core: Any, precision: str) -> None:
     if precision not in _HINTS:
         raise SessionError(f"backend openvino has no precision {precision!r}", hint=f"it has {', '.join(_HINTS)}")
+    if problem := _missing_arithmetic(core, precision):
+        raise SessionError(problem, hint="use --precision fp32, or int8 where the bundle holds it")
+
+
+def _missing_arithmetic(core: Any, precision: str) -> str:
     wanted = _CAPABILITIES.get(precision)
-    if wanted and wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise SessionError(
-            f"this processor has no {precision} arithmetic ({core.get_property('CPU', 'FULL_DEVICE_NAME')})",
-            hint="use --precision fp32, or int8 where the bundle holds it",
-        )
+    if wanted is None or wanted in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return ""
+    return f"this processor has no {precision} arithmetic ({core.get_property('CPU', 'FULL_DEVICE_NAME')})"
 
 
 def _check_batch(graph: Path, specs: tuple[TensorSpec, ...]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
-import hashlib
 import io
 import re
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf.bundle import sha256_of
-from edgeclf.runtime.cache import cache_folder
+from edgeclf.runtime.cache import cache_folder, short_hash
 from edgeclf.runtime.machine import package_version
 from edgeclf.specs import TensorSpec
 
@@ -29,7 +28,6 @@ _TENSORRT_LIBRARY = "libonnxruntime_providers_tensorrt.so"
 _TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-libs", "tensorrt-cu12-libs")
 _TENSORRT_PARTS = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")  # each needs the one before
 _WORKSPACE_BYTES = 1 << 30
-_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +93,6 @@ def tensorrt_options(use: GraphUse, *, library: str) -> dict[str, str]:
 def _engine_key(use: GraphUse, library: str) -> str:
     what = f"{sha256_of(use.graph)} {use.precision} {use.max_batch} {library}"
     return f"{use.graph.stem}-{short_hash(what)}"
-
-
-def short_hash(text: str) -> str:
-    """Enough of a SHA-256 to name a file after."""
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def _profiles(use: GraphUse) -> dict[str, str]:
