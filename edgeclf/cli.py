@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": ("edgeclf.export.command:export", "Convert a trained model into a bundle that agrees with it."),
     "verify": ("edgeclf.runtime.verify_command:verify", "Prove on this machine that a bundle gives its own answers."),
     "bundle": ("edgeclf.export.bundle_command:bundle", "Show a bundle, or add a classifier to it."),
+    "tune": ("edgeclf.runtime.tune_command:tune", "Find the fastest way to run a bundle on this machine."),
     "doctor": ("edgeclf.runtime.doctor_command:doctor", "Say what works on this machine, and what does not and why."),
     "selftest": ("edgeclf.runtime.selftest_command:selftest", "Run everything a GPU can do here, and print a report."),
 }

@@ -17,6 +17,7 @@ from edgeclf.specs import Device
 if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
     from edgeclf.runtime.records import Prediction
+    from edgeclf.runtime.tuned import Objective
 
 _FORMATS = ("table", "jsonl", "csv", "vtt")
 
@@ -30,10 +31,12 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
     "--device", type=click.Choice(get_args(Device)), default="auto", show_default=True, help="Where the extractor runs."
 )
 @click.option("--backend", help="What runs it there: onnxruntime, openvino or tensorrt; chosen by device if not given.")
-@click.option("--precision", default="fp32", show_default=True, help="Which graph of the bundle runs.")
+@click.option("--precision", help="Which graph of the bundle runs; fp32 if not given.")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
+@click.option("--workers", type=click.IntRange(1, 256), help="Extractor runs at a time; one per core if not given.")
+@click.option("--no-tuned", is_flag=True, help="Run by defaults, whatever edgeclf tune has found on this machine.")
 @click.option(
     "--streams", type=click.IntRange(1, 1024), help="Files that are read at a time; one per core if not given."
 )
@@ -56,8 +59,10 @@ def infer(
     bundles: tuple[str, ...],
     device: Device,
     backend: str | None,
-    precision: str,
+    precision: str | None,
     batch: int | None,
+    workers: int | None,
+    no_tuned: bool,
     streams: int | None,
     gates: tuple[str, ...],
     conf: float | None,
@@ -91,9 +96,14 @@ def infer(
     levels = _levels(gates, names)
     failed = False
     shown: list[Prediction] = []
-    with open_classifier(*bundles, device=device, precision=precision, backend=backend) as classifier:
+    objective = None if no_tuned else _objective(names)
+    with open_classifier(
+        *bundles, device=device, precision=precision, backend=backend, tuned_for=objective
+    ) as classifier:
         options = classifier.options.with_batch(batch) if batch else classifier.options
-        options = replace(options, sources_at_once=streams or options.sources_at_once)
+        options = replace(
+            options, workers=workers or options.workers, sources_at_once=streams or options.sources_at_once
+        )
         click.echo(_banner(classifier, options.workers), err=True)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k, several=len(bundles) > 1)
         for record in run_loop(
@@ -135,6 +145,13 @@ def _save(source: str, predictions: list[Prediction], path: Path) -> None:
 
     written = save_labelled(open_video(source), list(segments_of(predictions)), path)
     click.echo(f"{path}: {written} frames", err=True)
+
+
+def _objective(names: list[str]) -> Objective:
+    """What counts: the delay of a label where one camera is looked at, throughput everywhere else."""
+    from edgeclf.video import is_live
+
+    return "latency" if len(names) == 1 and is_live(names[0]) else "throughput"
 
 
 def _levels(gates: tuple[str, ...], names: list[str]) -> dict[str, float] | None:
@@ -192,4 +209,7 @@ def _banner(classifier: Classifier, workers: int) -> str:
     model = classifier.model
     copies = f" x {workers} workers" if workers > 1 else ""
     names = ", ".join(each.name for each in (model, *classifier.also))
-    return f"{names}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}"
+    tuned = f"; {classifier.tuned}" if classifier.tuned else ""
+    return (
+        f"{names}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}{tuned}"
+    )

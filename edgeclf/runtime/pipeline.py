@@ -12,7 +12,7 @@ from typing import Literal, cast
 from edgeclf.bundle import open_bundle
 from edgeclf.errors import VideoError
 from edgeclf.preprocess import limit_opencv_threads
-from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.cores import available_cores, default_options
 from edgeclf.runtime.merge import merge
 from edgeclf.runtime.meter import Meter, StageTime
 from edgeclf.runtime.model import Model, open_models
@@ -20,6 +20,7 @@ from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract, overtake
+from edgeclf.runtime.tuned import Objective, Tuned, find_for_all
 from edgeclf.specs import Device
 from edgeclf.video import VideoSource, is_live, open_video, redacted
 
@@ -40,15 +41,8 @@ class LoopOptions:
 
     @classmethod
     def for_device(cls, device: str) -> LoopOptions:
-        """What suits a device when nothing was measured on it.
-
-        On the CPU: one extractor run per core, one thread each, two frames a run; larger batches only cost
-        cache (docs/pipeline.md). On a GPU: large batches, and decoding on all cores.
-        """
-        cores = available_cores()
-        if device == "cpu":
-            return cls(workers=cores, batch_size=2, sources_at_once=cores)
-        return cls(depth=32, workers=2, batch_size=32, max_wait=0.02, sources_at_once=cores)
+        """What suits a device when nothing was measured on it (`cores.default_options`)."""
+        return cls(**default_options(device, available_cores()))
 
     def sequential(self) -> LoopOptions:
         """The same work on the caller's thread alone: the reference in tests, the baseline in benchmarks."""
@@ -167,9 +161,11 @@ class Classifier:
         *,
         also: Sequence[Model] = (),
         threshold: float | None = None,
+        tuned: Tuned | None = None,
     ) -> None:
         self.model = model
         self.also = tuple(also)
+        self.tuned = tuned  # the choice of `edgeclf tune` that it runs by, if any
         self.options = options or LoopOptions.for_device(model.extractor.placement.device)
         self.threshold = threshold
         self._running: weakref.WeakSet[Generator[Record, None, None]] = weakref.WeakSet()
@@ -258,17 +254,27 @@ def open_classifier(
     name: str | Path,
     *further: str | Path,
     device: Device = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     backend: str | None = None,
     threshold: float | None = None,
     options: LoopOptions | None = None,
+    tuned_for: Objective | None = None,
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
     further: more classifiers of the same extractor, which then runs once for all of them. device: "auto", "cpu", "cuda"
-    or "tensorrt". backend: what runs the graphs there, as of `open_session`. threshold: the score below which any label
-    is "unknown", instead of the bundle's own. Raises BundleError and SessionError.
+    or "tensorrt". precision, backend: which graph runs ("fp32" if not given), and what runs it, as of `open_session`.
+    threshold: the score below which any label is "unknown", instead of the bundle's own. tuned_for: run as
+    `edgeclf tune` chose for this objective on this machine, if it did, where neither precision nor backend is given.
+    Raises BundleError and SessionError.
     """
     bundles = [open_bundle(each) for each in (name, *further)]
-    model, *also = open_models(bundles, device, precision=precision, backend=backend)
-    return Classifier(model, options, also=also, threshold=threshold)
+    tuned = find_for_all(bundles, device, tuned_for) if tuned_for and not (precision or backend) else None
+    if tuned is None:
+        model, *also = open_models(bundles, device, precision=precision or "fp32", backend=backend)
+        return Classifier(model, options, also=also, threshold=threshold)
+    model, *also = open_models(
+        bundles, tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads
+    )
+    options = options or tuned.options(LoopOptions.for_device(tuned.device))
+    return Classifier(model, options, also=also, threshold=threshold, tuned=tuned)

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from edgeclf.bundle import open_bundle
+from edgeclf.runtime.tuned import Tuned, keep, key_of
 from tests.support.videos import BLUE, RED, plain, write_video
 
 Completed = subprocess.CompletedProcess[str]
@@ -43,6 +46,20 @@ def test_motion_gate_says_how_many_frames_were_still(colors: Path, video: Path) 
     assert done.returncode == 0, done.stderr
     end = json.loads(done.stdout.splitlines()[-1])
     assert (end["processed"], end["still"]) == (25, 23)  # one of each colour was extracted
+
+
+def test_what_tune_found_is_used_and_said(
+    colors: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path))
+    choice = Tuned("throughput", "onnxruntime", "cpu", "fp32", 3, 1, 2, 100.0, 0.01, "2026-11-22")
+    keep(key_of(open_bundle(colors), "cpu", "throughput"), {"tuned": asdict(choice)})
+    done = edgeclf("infer", video, "-b", colors, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime CPU fp32, 2 threads" in done.stderr
+    assert "tuned for throughput on 2026-11-22: onnxruntime fp32 on cpu, batch 3, 1 worker x 2 threads" in done.stderr
+    for option in (["--no-tuned"], ["--backend", "onnxruntime"], ["--precision", "fp32"]):
+        assert "tuned" not in edgeclf("infer", video, "-b", colors, "--device", "cpu", *option).stderr
 
 
 def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video: Path, tmp_path: Path) -> None:
