@@ -24,12 +24,13 @@ RgbImage = NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
 
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """An upright picture as video stores it: 8-bit BT.601 with colour at half the resolution both ways."""
+    """An upright picture as video stores it: 8 bits, with colour at half the resolution both ways."""
 
     luma: NDArray[np.uint8]  # (H, W), H and W even
     blue: NDArray[np.uint8]  # (H / 2, W / 2), Cb
     red: NDArray[np.uint8]  # (H / 2, W / 2), Cr
     full_range: bool = False  # 0..255 rather than 16..235
+    bt709: bool = False  # colours as in BT.709 rather than BT.601
 
 
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
@@ -46,7 +47,7 @@ class Frame:
     `pts_seconds` counts from the first frame of the source and never goes back. `image` may be asked for
     at any time, also after later frames were read, and from one thread at a time. A frame with an `arrival` is live:
     it may be dropped where nobody keeps up. A frame that is not `decoded` has no image: it only says that a picture
-    was there at that time.
+    was there at that time. `square` is there where the middle of the picture alone is cheaper to have.
     """
 
     pts_seconds: float
@@ -54,6 +55,7 @@ class Frame:
     arrival: float | None = None  # when a live picture came, on the clock of time.perf_counter
     decoded: bool = True
     planes: Callable[[], Planes | None] | None = None
+    square: Callable[[], RgbImage] | None = None  # the centre square of `image`, equal to the bit
 
     @property
     def image(self) -> RgbImage:

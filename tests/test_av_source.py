@@ -3,14 +3,17 @@ from __future__ import annotations
 import os
 import random
 import wave
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgeclf.av_reader import Clock
 from edgeclf.av_source import AvSource
 from edgeclf.errors import VideoError
-from tests.support.videos import BLUE, RED, plain, write_video
+from tests.support.videos import BLUE, RED, moving, plain, write_video
 
 
 def times_and_means(path: Path) -> tuple[list[float], list[float]]:
@@ -96,7 +99,7 @@ def read_all(path: Path) -> tuple[int, str, dict[str, int]]:
             count += 1
     except VideoError as error:
         message = str(error)
-    return count, message, source.dropped
+    return count, message, dict(source.dropped)
 
 
 def test_bit_flips_give_the_good_frames_then_an_error(tmp_path: Path) -> None:
@@ -172,6 +175,36 @@ def test_recording_appended_to_another_goes_on_in_time(tmp_path: Path) -> None:
     assert times == sorted(set(times))
 
 
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([1000, 1040, 1080], [0.0, 0.04, 0.08]),
+        ([1000, 1040, 1030, 1080], [0.0, 0.04, 0.041, 0.08]),
+        ([9000, 9040, 0, 40], [0.0, 0.04, 0.08, 0.12]),
+        ([1000, None, 1080], [0.0, 0.04, 0.08]),
+        ([None, 5000, 5040], [0.0, 0.04, 0.08]),
+        ([None, None], [0.0, 0.04]),
+    ],
+    ids=["even", "a little back", "far back", "one missing", "the first missing", "none"],
+)
+def test_times_start_at_zero_and_only_grow(stamps: list[int | None], times: list[float]) -> None:
+    clock = Clock()
+    pictures = [SimpleNamespace(pts=stamp, duration=40, time_base=Fraction(1, 1000)) for stamp in stamps]
+    assert [clock.seconds(picture) for picture in pictures] == pytest.approx(times)
+
+
+def test_size_may_change_in_mid_stream(tmp_path: Path) -> None:
+    sizes = [(48, 64), (96, 80)]
+    parts = [write_video(tmp_path / f"{n}.ts", moving(25, size=size), codec="mpeg4") for n, size in enumerate(sizes)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    shapes = [frame.image.shape for frame in AvSource(str(joined)).frames()]
+    assert shapes[0] == (48, 64, 3)
+    assert shapes[-1] == (96, 80, 3)
+    squares = [frame.square().shape for frame in AvSource(str(joined)).frames() if frame.square]
+    assert set(squares) == {(48, 48, 3), (80, 80, 3)}
+
+
 def test_list_of_other_files_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", plain(RED, 1))
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 'a.mp4'\n")
@@ -188,7 +221,7 @@ def test_picture_beyond_the_limit_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", plain(RED, 1))
-    monkeypatch.setattr("edgeclf.av_source.MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr("edgeclf.av_reader.MAX_PIXELS", 48 * 64 - 1)
     count, message, dropped = read_all(path)
     assert (count, dropped) == (0, {"too_large": 25})
     assert "25 pictures exceed" in message

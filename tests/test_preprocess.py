@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 
-from edgeclf.preprocess import preprocess_frame
+from edgeclf.av_source import AvSource
+from edgeclf.preprocess import preprocess, preprocess_frame
 from edgeclf.specs import PreprocessSpec
-from edgeclf.video import RgbImage
+from edgeclf.video import Frame, Planes, RgbImage
+from tests.support.videos import BLUE, moving, plain, write_video
 
 
 def ramp(height: int, width: int) -> RgbImage:
@@ -65,3 +71,105 @@ def test_any_size_gives_the_declared_one(size: tuple[int, int], crop: str) -> No
     assert pixels.shape == (24, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+SPECS = [
+    PreprocessSpec((24, 32)),
+    PreprocessSpec((24, 32), crop="none", interpolation="area"),
+    PreprocessSpec((32, 32), crop="letterbox"),
+    PreprocessSpec((24, 24), color="gray3"),
+]
+
+
+def frames_of(path: Path, size: tuple[int, int], **written: Any) -> list[Frame]:
+    return list(AvSource(str(write_video(path, moving(3, size=size), **written))).frames())
+
+
+def error_of(frame: Frame, spec: PreprocessSpec) -> float:
+    """How far the planes of a frame lead from its image, in the mean."""
+    exact = preprocess_frame(frame.image, spec)
+    return float(np.abs(preprocess(frame, replace(spec, resize="planes")).astype(int) - exact).mean())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("size", [(48, 64), (96, 80), (90, 160), (74, 112), (45, 64), (64, 64)])
+def test_frame_gives_what_its_image_gives_to_the_bit(
+    size: tuple[int, int], spec: PreprocessSpec, tmp_path: Path
+) -> None:
+    for frame in frames_of(tmp_path / "a.mkv", size, codec="ffv1"):
+        assert np.array_equal(preprocess(frame, spec), preprocess_frame(frame.image, spec))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (96, 80), (90, 160), (74, 112), (64, 48), (258, 1024), (1080, 1920)])
+def test_square_is_the_middle_of_the_image_to_the_bit(size: tuple[int, int], tmp_path: Path) -> None:
+    for frame in frames_of(tmp_path / "a.mkv", size):
+        side = min(size)
+        top, left = (size[0] - side) // 2, (size[1] - side) // 2
+        assert frame.square is not None
+        assert np.array_equal(frame.square(), frame.image[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p"])
+def test_planes_lead_close_to_the_image(spec: PreprocessSpec, pixel_format: str, tmp_path: Path) -> None:
+    codec = "mjpeg" if pixel_format == "yuvj420p" else "mpeg4"
+    for frame in frames_of(tmp_path / "a.mkv", (240, 320), codec=codec, pixel_format=pixel_format):
+        assert 0 < error_of(frame, spec) < 2
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("bt709", [False, True])
+def test_colour_is_that_of_ffmpeg(full_range: bool, bt709: bool, tmp_path: Path) -> None:
+    options = {
+        "x264-params": f"fullrange={'on' if full_range else 'off'}:colormatrix={'bt709' if bt709 else 'bt470bg'}"
+    }
+    path = write_video(tmp_path / "a.mp4", plain(BLUE, 0.2), codec="libx264", options=options)
+    frame = next(AvSource(str(path)).frames())
+    assert frame.planes is not None
+    planes = frame.planes()
+    assert planes is not None
+    assert (planes.full_range, planes.bt709) == (full_range, bt709)
+    assert error_of(frame, PreprocessSpec((8, 8))) < 1.5
+
+
+def test_planes_are_those_of_the_video() -> None:
+    luma = np.full((4, 4), 126, np.uint8)
+    colorless = np.full((2, 2), 128, np.uint8)
+    frame = Frame(0.0, lambda: np.zeros((4, 4, 3), np.uint8), planes=lambda: Planes(luma, colorless, colorless))
+    grey = preprocess(frame, PreprocessSpec((2, 2), resize="planes"))
+    assert np.abs(grey.astype(int) - round((126 - 16) * 255 / 219)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "written"),
+    [
+        ((45, 64), {"codec": "ffv1"}),
+        ((48, 63), {"codec": "ffv1"}),
+        ((48, 64), {"codec": "ffv1", "pixel_format": "yuv444p"}),
+        ((48, 64), {"codec": "ffv1", "pixel_format": "yuv420p10le"}),
+        ((48, 64), {"codec": "libx264", "options": {"x264-params": "interlaced=1:tff=1"}}),
+    ],
+    ids=["odd height", "odd width", "4:4:4", "10 bits", "interlaced"],
+)
+def test_picture_that_is_not_plain_is_resized_in_rgb(
+    size: tuple[int, int], written: dict[str, Any], tmp_path: Path
+) -> None:
+    for frame in frames_of(tmp_path / "a.mkv", size, **written):
+        assert error_of(frame, PreprocessSpec((24, 24))) == 0
+
+
+def test_rotated_picture_is_resized_in_rgb(shared_data: Path) -> None:
+    frame = next(AvSource(str(shared_data / "odd/Rotated/video_90.mov")).frames())
+    assert error_of(frame, PreprocessSpec((24, 24))) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["streams/General/nasa_13013.mp4", "streams/Codec/bt709_full_range.mp4", "surv_fight/Fight/fi148.mp4"]
+)
+def test_planes_of_real_video_stay_within_the_tolerance(shared_data: Path, name: str) -> None:
+    frames = list(AvSource(str(shared_data / name)).frames())[::10]
+    errors = [error_of(frame, PreprocessSpec((224, 224))) for frame in frames]
+    assert max(errors) > 0
+    assert np.mean(errors) < 1.2

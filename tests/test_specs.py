@@ -12,6 +12,7 @@ RECORDS = [
     ClipSpec(16, 4.0, 1.0, 2.0, sampling="uniform", padding="repeat_last"),
     PreprocessSpec((224, 224)),
     PreprocessSpec((48, 64), crop="none", stack=3, stack_seconds=0.12),
+    PreprocessSpec((224, 224), resize="planes"),
     TensorSpec("frames", "uint8", (None, 224, 224, 3)),
     TensorSpec("frames", "uint8", (None, 2, 224, 224, 3)),
 ]
@@ -56,6 +57,8 @@ def test_clip_spec_refuses_nonsense(key: str, value: object) -> None:
         ("size", [9999, 9]),
         ("crop", "middle"),
         ("color", "bgr"),
+        ("resize", "yuv"),
+        ("resize", None),
         ("stack", 0),
         ("stack", 17),
         ("stack", 1.0),
@@ -81,6 +84,12 @@ def test_stack_needs_a_distance_between_its_pictures(seconds: float) -> None:
 def test_input_has_a_dimension_for_the_stack_only_where_there_is_one() -> None:
     assert PreprocessSpec((8, 6)).input_shape == (8, 6, 3)
     assert PreprocessSpec((8, 6), stack=3, stack_seconds=1.0).input_shape == (3, 8, 6, 3)
+
+
+def test_preprocessing_written_before_planes_were_resized_resizes_rgb() -> None:
+    old = PreprocessSpec((8, 8)).to_dict()
+    del old["resize"]
+    assert PreprocessSpec.from_dict(old).resize == "rgb"
 
 
 def test_preprocessing_written_before_there_were_stacks_has_none() -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.chooser import ClipChooser
 from edgeclf.clips import TIME_ROUNDING, Clip, ClipAssembler, Sample, Sampler, sampler_of
 from edgeclf.errors import EdgeclfError, SessionError, VideoError
-from edgeclf.preprocess import preprocess_frame
+from edgeclf.preprocess import preprocess
 from edgeclf.runtime.meter import Meter, clock
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.records import Prediction, Record, SourceEnd, result_of
 from edgeclf.specs import Aggregate, ClipSpec, PreprocessSpec
-from edgeclf.video import Frame, RgbImage, SourceCounts, VideoSource
+from edgeclf.video import Frame, RgbImage, SkippingSource, SourceCounts, VideoSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +114,11 @@ def decode(
     try:
         count = lru_cache(partial(_count_frames, open_source))
         samplers = [sampler_of(clip, count) for clip in clips]
-        stack = PictureStack(preprocess)
         source = open_source()
+        if isinstance(source, SkippingSource):
+            source.skip_with(ClipChooser([sampler_of(clip, count) for clip in clips], preprocess))
         with closing(source):
-            for frame in source.frames():
-                samples = _sampled(frame, samplers)
-                stack.add(frame, restart=any(sample.restart for sample in samples))
-                if any(sample.slots for sample in samples):
-                    ledger.processed += 1
-                    yield _ready(
-                        SampledFrame(source_id, stack.pixels(), frame.pts_seconds, samples, 0.0, ledger, frame.arrival),
-                        gate,
-                    )
-                else:
-                    ledger.skipped += 1
-                if all(sampler.done for sampler in samplers):
-                    break
+            yield from _sampled_frames(source_id, source, samplers, PictureStack(preprocess), ledger, gate)
         if clips[0].sampling == "uniform" and not ledger.processed:
             raise VideoError(
                 f"{source_id.name} gave no frame when it was read again",
@@ -140,6 +130,31 @@ def decode(
     yield Ended(source_id, SourceEnd(source_id.name, counts, error, source.decoder if source else ""))
 
 
+def _sampled_frames(
+    source_id: SourceId,
+    source: VideoSource,
+    samplers: Sequence[Sampler],
+    stack: PictureStack,
+    ledger: Ledger,
+    gate: MotionGate | None,
+) -> Iterator[SampledFrame]:
+    for frame in source.frames():
+        samples = _sampled(frame, samplers)
+        if frame.decoded:
+            stack.add(frame, restart=any(sample.restart for sample in samples))
+        if any(sample.slots for sample in samples):
+            pixels = stack.pixels()
+            still = gate is not None and gate.is_still(pixels)
+            ledger.processed += 1
+            ledger.still += still
+            kept = _NO_PIXELS if still else pixels
+            yield SampledFrame(source_id, kept, frame.pts_seconds, samples, clock(), ledger, frame.arrival, still)
+        else:
+            ledger.skipped += 1
+        if all(sampler.done for sampler in samplers):
+            return
+
+
 _PASSED_OVER = Sample(0)
 
 
@@ -149,13 +164,6 @@ def _sampled(frame: Frame, samplers: Sequence[Sampler]) -> tuple[Sample, ...]:
     for sampler in samplers:
         sampler.pass_over(frame.pts_seconds)
     return (_PASSED_OVER,) * len(samplers)
-
-
-def _ready(frame: SampledFrame, gate: MotionGate | None) -> SampledFrame:
-    """The frame as it leaves decoding: without pixels where the gate says that nothing moved."""
-    still = gate is not None and gate.is_still(frame.pixels)
-    frame.ledger.still += still
-    return replace(frame, pixels=_NO_PIXELS if still else frame.pixels, ready_at=clock(), still=still)
 
 
 def overtake(
@@ -218,7 +226,7 @@ class PictureStack:
         first frame where there is none before.
         """
         frames = [self._at(steps) for steps in range(self._preprocess.stack - 1, 0, -1)] + [self._frames[-1]]
-        pictures = [preprocess_frame(frame.image, self._preprocess) for frame in frames]
+        pictures = [preprocess(frame, self._preprocess) for frame in frames]
         return pictures[0] if len(pictures) == 1 else np.stack(pictures)
 
     def _at(self, steps: int) -> Frame:

@@ -26,6 +26,18 @@ def plain(
     ]
 
 
+def moving(count: int, *, size: tuple[int, int] = (48, 64)) -> list[RgbImage]:
+    """Pictures that all differ: a soft pattern that wanders, uint8 (H, W, 3) RGB."""
+    height, width = size
+    rows, columns = np.mgrid[0:height, 0:width]
+    pictures = []
+    for n in range(count):
+        waves = [np.sin((columns + 3 * n) / 7) * np.cos((rows - n) / 5), np.sin((columns + rows + 4 * n) / 11)]
+        channels = [waves[0], waves[1], waves[0] * waves[1]]
+        pictures.append((127 + 110 * np.stack(channels, axis=-1)).astype(np.uint8))
+    return pictures
+
+
 def write_video(
     path: Path,
     images: Iterable[RgbImage],
@@ -34,19 +46,21 @@ def write_video(
     codec: str = "mpeg4",
     times: Iterable[float] | None = None,
     options: dict[str, str] | None = None,
+    pixel_format: str = "yuv420p",
+    ticks: int = 1000,
 ) -> Path:
-    """Encode pictures into `path`, evenly spaced or at the given times in seconds."""
+    """Encode pictures into `path`, evenly spaced or at the given times in seconds; `ticks` of its clock make one."""
     images = list(images)
     height, width = images[0].shape[:2]
     stamps = list(times) if times is not None else [n / fps for n in range(len(images))]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.time_base = Fraction(1, ticks)
         for image, seconds in zip(images, stamps, strict=True):
             picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-            picture.pts = round(seconds * 1000)
-            picture.time_base = Fraction(1, 1000)
+            picture.pts = round(seconds * ticks)
+            picture.time_base = Fraction(1, ticks)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
