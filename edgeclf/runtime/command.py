@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 from click.core import ParameterSource
 
-from edgeclf.specs import Device
+from edgeclf.specs import Device, Resize
 
 if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
@@ -35,6 +35,8 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
+@click.option("--resize", type=click.Choice(get_args(Resize)),
+              help="How pictures are resized; as the model was trained, if not given.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 256), help="Extractor runs at a time; one per core if not given.")
 @click.option("--no-tuned", is_flag=True, help="Run by defaults, whatever edgeclf tune has found on this machine.")
 @click.option(
@@ -61,6 +63,7 @@ def infer(
     backend: str | None,
     precision: str | None,
     batch: int | None,
+    resize: Resize | None,
     workers: int | None,
     no_tuned: bool,
     streams: int | None,
@@ -98,7 +101,7 @@ def infer(
     shown: list[Prediction] = []
     objective = None if no_tuned else _objective(names)
     with open_classifier(
-        *bundles, device=device, precision=precision, backend=backend, tuned_for=objective
+        *bundles, device=device, precision=precision, backend=backend, tuned_for=objective, resize=resize
     ) as classifier:
         options = classifier.options.with_batch(batch) if batch else classifier.options
         options = replace(
@@ -209,7 +212,10 @@ def _banner(classifier: Classifier, workers: int) -> str:
     model = classifier.model
     copies = f" x {workers} workers" if workers > 1 else ""
     names = ", ".join(each.name for each in (model, *classifier.also))
-    tuned = f"; {classifier.tuned}" if classifier.tuned else ""
-    return (
-        f"{names}: extractor on {model.extractor.placement}{copies}; classifier on {model.classifier.placement}{tuned}"
-    )
+    parts = [
+        f"{names}: extractor on {model.extractor.placement}{copies}",
+        f"classifier on {model.classifier.placement}",
+        *(["planes resized"] if model.preprocess.resize == "planes" else []),
+        *([str(classifier.tuned)] if classifier.tuned else []),
+    ]
+    return "; ".join(parts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeclf.bundle import ClassifierEntry, ExtractorEntry, ModelBundle
 from edgeclf.errors import BundleError
 from edgeclf.runtime.session import MAX_BATCH, Arrays, Placement, Session, open_session
-from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, TensorSpec
+from edgeclf.specs import Aggregate, ClipSpec, Device, PreprocessSpec, Resize, TensorSpec
 
 Floats = NDArray[np.float32]
 BF16 = "bf16"  # a way to calculate rather than a graph
@@ -35,6 +35,10 @@ class Model:
     def with_threshold(self, threshold: float | None) -> Model:
         """The same model with one threshold for all labels; with its own ones for None."""
         return self if threshold is None else replace(self, thresholds=(threshold,) * len(self.labels))
+
+    def resizing(self, resize: Resize) -> Model:
+        """The same model with another way to resize pictures than the one it was trained with."""
+        return replace(self, preprocess=replace(self.preprocess, resize=resize))
 
     def extract(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
         """Features float32 (N, F) of frames uint8 (N, H, W, 3) RGB, or (N, K, H, W, 3) where pictures are stacked.

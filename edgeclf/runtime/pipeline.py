@@ -21,7 +21,7 @@ from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
 from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract, overtake
 from edgeclf.runtime.tuned import Objective, Tuned, find_for_all
-from edgeclf.specs import Device
+from edgeclf.specs import Device, Resize
 from edgeclf.video import VideoSource, is_live, open_video, redacted
 
 Source = str | Path | VideoSource
@@ -259,6 +259,7 @@ def open_classifier(
     threshold: float | None = None,
     options: LoopOptions | None = None,
     tuned_for: Objective | None = None,
+    resize: Resize | None = None,
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
@@ -266,15 +267,16 @@ def open_classifier(
     or "tensorrt". precision, backend: which graph runs ("fp32" if not given), and what runs it, as of `open_session`.
     threshold: the score below which any label is "unknown", instead of the bundle's own. tuned_for: run as
     `edgeclf tune` chose for this objective on this machine, if it did, where neither precision nor backend is given.
-    Raises BundleError and SessionError.
+    resize: "rgb" or "planes", instead of what the model was trained with. Raises BundleError and SessionError.
     """
     bundles = [open_bundle(each) for each in (name, *further)]
     tuned = find_for_all(bundles, device, tuned_for) if tuned_for and not (precision or backend) else None
     if tuned is None:
-        model, *also = open_models(bundles, device, precision=precision or "fp32", backend=backend)
-        return Classifier(model, options, also=also, threshold=threshold)
-    model, *also = open_models(
-        bundles, tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads
-    )
-    options = options or tuned.options(LoopOptions.for_device(tuned.device))
+        models = open_models(bundles, device, precision=precision or "fp32", backend=backend)
+    else:
+        models = open_models(
+            bundles, tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads
+        )
+        options = options or tuned.options(LoopOptions.for_device(tuned.device))
+    model, *also = (each.resizing(resize) for each in models) if resize else models
     return Classifier(model, options, also=also, threshold=threshold, tuned=tuned)

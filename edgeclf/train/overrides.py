@@ -14,7 +14,7 @@ from edgeclf.specs import ClipSpec
 from edgeclf.train.recipe import Recipe
 
 # What may be changed; the rest is what makes the recipe. A key that names a table holds fields of that part.
-_KEYS = ("extractor", "weights", "crop", "views", "top", "drawn_clips", "stack_seconds", "stream", "refit")
+_KEYS = ("extractor", "weights", "crop", "resize", "views", "top", "drawn_clips", "stack_seconds", "stream", "refit")
 _TABLES = ("settings", "augmentation", "fine_tuning", "frames_first", "clip", "classifier_options")
 
 T = TypeVar("T")

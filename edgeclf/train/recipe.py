@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from edgeclf.errors import DataError
 from edgeclf.registry import Registry
-from edgeclf.specs import Aggregate, ClipSpec, Crop, PreprocessSpec, require
+from edgeclf.specs import Aggregate, ClipSpec, Crop, PreprocessSpec, Resize, require
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, Weights
 from edgeclf.train.fit import FitSettings
@@ -67,6 +67,7 @@ class Recipe:
     weights: WeightsChoice = "imagenet"
     pooling: Pooling = "avg"
     crop: Crop = "center_square"
+    resize: Resize = "rgb"
     motion: bool = False
     stack_seconds: float = 0.12
     stream: Stream = "both"
@@ -83,7 +84,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.classifier is None) == (self.network is None):
             raise ValueError(f"{self.name} must have a classifier of features or a network, not both")
-        for key, choices in (("weights", WeightsChoice), ("stream", Stream), ("crop", Crop)):
+        for key, choices in (("weights", WeightsChoice), ("stream", Stream), ("crop", Crop), ("resize", Resize)):
             value = getattr(self, key)
             require(value in get_args(choices), f"{key} is {value!r}, must be one of {', '.join(get_args(choices))}")
         if self.extractor and self.extractor not in EXTRACTORS:
@@ -101,7 +102,7 @@ class Recipe:
         """How a picture becomes an input."""
         size = self.described_extractor.size if self.extractor else self.size
         stack = {"stack": 2, "stack_seconds": self.stack_seconds} if self.motion else {}
-        return replace(PreprocessSpec(size, crop=self.crop), **stack)  # type: ignore[arg-type]
+        return replace(PreprocessSpec(size, crop=self.crop, resize=self.resize), **stack)  # type: ignore[arg-type]
 
     @property
     def described_extractor(self) -> Extractor:

@@ -62,6 +62,13 @@ def test_what_tune_found_is_used_and_said(
         assert "tuned" not in edgeclf("infer", video, "-b", colors, "--device", "cpu", *option).stderr
 
 
+def test_another_way_to_resize_is_said(colors: Path, video: Path) -> None:
+    done = edgeclf("infer", video, "-b", colors, "--resize", "planes")
+    assert done.returncode == 0, done.stderr
+    assert "; planes resized" in done.stderr
+    assert "planes" not in edgeclf("infer", video, "-b", colors).stderr
+
+
 def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     done = edgeclf("infer", "none.mp4", tmp_path / "text.mp4", "-s", video, "-b", colors, "--format", "jsonl")

@@ -114,6 +114,7 @@ def test_unknown_key_within_a_table_within_a_table_is_named_with_its_place() -> 
     [
         {"weights": "coco"},
         {"crop": "round"},
+        {"resize": "halves"},
         {"stream": "sound"},
         {"views": 0},
         {"views": "two"},
