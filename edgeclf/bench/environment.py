@@ -9,19 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from edgeclf import __version__
+from edgeclf.bench.load import gpu_utilisation
+from edgeclf.errors import SessionError
 from edgeclf.runtime.cores import available_cores
+from edgeclf.runtime.driver import device_identity
 from edgeclf.runtime.machine import first_line, lines_of, package_version, processor
 
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "av", "keras", "tensorflow")
+_PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "opencv-python-headless",
+    "av",
+    "keras",
+    "tensorflow",
+)
 
 
 def environment() -> dict[str, Any]:
-    """Processor, cores, memory, system and versions, JSON-ready."""
+    """Processor, cores, memory, GPU, system and versions, JSON-ready."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "processor": processor(),
         "cores": available_cores(),
         "memory_gib": round(_memory_kib() / 2**20, 1),
+        "gpu": _gpu(),
+        "gpu_utilisation": gpu_utilisation(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "governor": first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -29,6 +44,13 @@ def environment() -> dict[str, Any]:
         "edgeclf": __version__,
         **{name: found for name in _PACKAGES if (found := package_version(name))},
     }
+
+
+def _gpu() -> str | None:
+    try:
+        return str(device_identity())
+    except SessionError:
+        return None
 
 
 def _memory_kib() -> float:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from edgeclf.bench.environment import environment
 from edgeclf.bench.timing import Distribution, interleaved
-from edgeclf.errors import EdgeclfError, MissingExtraError
+from edgeclf.errors import EdgeclfError
+from edgeclf.metrics import cosines
 from edgeclf.model_directory import extractor_session
+from edgeclf.runtime.golden import noise
 from edgeclf.runtime.session import BACKENDS, CPU_PRECISIONS, Session, open_session
-from edgeclf.specs import Device, PreprocessSpec, TensorSpec
+from edgeclf.specs import Device, PreprocessSpec
 
 REFERENCE = "onnxruntime fp32"
 _SECONDS = 0.4  # that one timed turn lasts at least
@@ -53,7 +55,7 @@ def session_ways(
                 )
                 extract = _extract(session)
                 extract(noise(session.inputs[0], batch))
-            except (EdgeclfError, MissingExtraError) as error:
+            except EdgeclfError as error:
                 reasons[name] = str(error)
             else:
                 ways.append(Way(name, str(session.placement), extract, batch))
@@ -126,15 +128,6 @@ def extractor_table(record: Mapping[str, Any], reasons: Mapping[str, str]) -> st
     return "\n".join(lines)
 
 
-def noise(spec: TensorSpec, count: int) -> Frames:
-    """Frames of noise, uint8 (count, ...), in coarse squares, since white noise is unlike any picture."""
-    rng = np.random.default_rng(0)
-    *stack, height, width, channels = [size or 1 for size in spec.shape[1:]]
-    coarse = rng.integers(0, 256, (count, *stack, -(-height // 16), -(-width // 16), channels), dtype=np.uint8)
-    fine = coarse.repeat(16, axis=-3).repeat(16, axis=-2)
-    return np.ascontiguousarray(fine[..., :height, :width, :])
-
-
 def _extract(session: Session) -> Extract:
     taken, given = session.inputs[0].name, session.outputs[0].name
     return lambda frames: session.run({taken: frames})[given]
@@ -159,9 +152,7 @@ def _agreement(way: Way, frames: Frames, reference: NDArray[Any]) -> dict[str, f
     )
     found = np.concatenate([way.extract(part) for part in parts])
     expected = reference[: len(found)]
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines = (found * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
     return {
-        "mean_cosine": round(float(cosines.mean()), 6),
+        "mean_cosine": round(float(cosines(found, expected).mean()), 6),
         "largest_difference": float(f"{np.abs(found - expected).max():.3g}"),
     }

@@ -1,168 +1,142 @@
-"""The loops that are compared: ours, ours on one thread, and the one that tutorials write."""
+"""A loop that can be compared with others: ours in its forms, and how a pass of it is measured and checked."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edgeclf.bundle import ModelBundle
-from edgeclf.clips import ClipAssembler
-from edgeclf.model_directory import load_keras, read_description
+from edgeclf.bench.load import Usage, measured
+from edgeclf.bench.rows import Group, RowName
 from edgeclf.runtime.meter import StageTime
-from edgeclf.runtime.model import Model, open_model
+from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions, run_loop
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, SourceEnd
-from edgeclf.runtime.stages import SampledFrame, SourceId, decode
-from edgeclf.specs import Device
-from edgeclf.train.examples import feeds_of
-from edgeclf.video import open_video
 
 PIPELINED = "pipelined"
 ONE_THREAD = "sequential, 1 thread"
 DEFAULT_THREADS = "sequential, default threads"
-KERAS = "Keras predict, frame by frame"
+
+SAME = 0.0  # ONNX Runtime on a CPU gives the same bits for any batch
+NEARLY_SAME = 1e-3  # elsewhere the batch may choose the kernel, and another backend rounds otherwise
+# Largest difference of a score from FP32's on clips that are near a tie. Whether a precision is good enough is what
+# export's gate says; here a graph that is plainly another one must not be timed as if it were the same.
+TOLERANCES = {"fp32": NEARLY_SAME, "fp16": 0.05, "bf16": 0.2, "int8": 0.5, "u8s8": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one pass over all sources gave."""
+
+    clips: tuple[Prediction, ...]
+    frames: int  # that clips are made of
+    pictures: int = 0  # in the sources
+    stages: dict[str, StageTime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One pass over all sources."""
+    """One pass over all sources, and what it took."""
 
-    seconds: float
-    cpu_seconds: float
-    clips: tuple[Prediction, ...]
-    frames: int  # that went through the extractor
-    pictures: int  # in the sources
-    stages: dict[str, StageTime] = field(default_factory=dict)
+    work: Work
+    usage: Usage
 
     @property
     def clips_per_second(self) -> float:
         """Throughput in clips."""
-        return len(self.clips) / self.seconds
+        return len(self.work.clips) / self.usage.seconds
+
+    @property
+    def frames_per_second(self) -> float:
+        """Throughput in frames that clips are made of."""
+        return self.work.frames / self.usage.seconds
 
     @property
     def latencies(self) -> list[float]:
         """Seconds from a clip's last frame being decoded to its scores, for each clip."""
-        return [sum(clip.latency_seconds.values()) for clip in self.clips if clip.latency_seconds]
+        return [sum(clip.latency_seconds.values()) for clip in self.work.clips if clip.latency_seconds]
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
     """A way to get from sources to clips, ready to run."""
 
-    name: str
-    placement: str
-    options: dict[str, Any]
+    name: RowName
     run: Callable[[], Run]
-    device: str = "cpu"
+    tolerance: float | None = SAME  # largest difference of a score from the sequential loop; None: it is only said
+    required: bool = True  # where it fails or differs the benchmark ends, instead of having a row with the reason
     extract_alone: Callable[[int], Run] | None = None  # the same extractor runs on frames that are there already
 
 
-def runtime_loops(
-    bundle: ModelBundle, sources: Sequence[str], device: Device, *, precision: str = "fp32", batch: int | None = None
-) -> list[Loop]:
-    """The pipelined loop, and the same on one thread with one and with ONNX Runtime's own number of threads."""
-    single = open_model(bundle, device, precision=precision, threads=1)
-    default = open_model(bundle, device, precision=precision, threads=0)
-    options = LoopOptions.for_device(single.extractor.placement.device)
-    options = options.with_batch(batch) if batch else options
-    return [
-        _runtime_loop(PIPELINED, single, options, sources),
-        _runtime_loop(ONE_THREAD, single, options.sequential(), sources),
-        _runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources),
-    ]
-
-
-def _runtime_loop(name: str, model: Model, options: LoopOptions, sources: Sequence[str]) -> Loop:
-    shown = {"depth": options.depth, "workers": options.workers, "batch_size": options.batch_size}
-    placement = model.extractor.placement
+def runtime_loop(
+    name: str,
+    model: Model,
+    options: LoopOptions,
+    sources: Sequence[str],
+    *,
+    group: Group = "ours",
+    tolerance: float | None = SAME,
+) -> Loop:
+    """Our loop with these options."""
+    row = RowName(name, group, model.extractor.placement, options.workers, options.batch_size)
+    gpu = model.extractor.placement.device != "cpu"
+    run = partial(run_of, partial(pass_over, model, options, sources), gpu=gpu)
     alone = partial(_extract_alone, model, options)
-    return Loop(name, str(placement), shown, partial(_run, model, options, sources), placement.device, alone)
+    return Loop(row, run, tolerance, required=group == "ours", extract_alone=alone)
+
+
+def pass_over(model: Model, options: LoopOptions, sources: Sequence[str], meters: LoopMeters | None = None) -> Work:
+    """One pass of our loop over all sources. Raises the error of a source that cannot be read."""
+    meters = meters or LoopMeters()
+    clips, counts = [], []
+    for record in run_loop(sources, model, options, meters=meters):
+        if isinstance(record, SourceEnd):
+            if record.error:
+                raise record.error
+            counts.append(record.counts)
+        elif isinstance(record, Prediction):
+            clips.append(record)
+    frames, pictures = sum(count.processed for count in counts), sum(count.received for count in counts)
+    return Work(tuple(clips), frames, pictures, meters.read())
+
+
+def run_of(work: Callable[[], Work], *, gpu: bool = False, children: bool = False) -> Run:
+    """The work, measured."""
+    return Run(*measured(work, gpu=gpu, children=children))
 
 
 def _extract_alone(model: Model, options: LoopOptions, frames: int) -> Run:
     """What the loop could reach if decoding and classifying cost nothing: `frames` frames of noise, extracted."""
     noise = np.random.default_rng(0).integers(0, 256, (options.batch_size, *model.preprocess.input_shape), np.uint8)
-    batches = repeat(noise, max(1, frames // options.batch_size))
-    start, cpu = time.perf_counter(), time.process_time()
-    with parallel_map(model.extract, batches, workers=options.workers, name="extract") as features:
-        extracted = sum(map(len, features))
-    return Run(time.perf_counter() - start, time.process_time() - cpu, (), extracted, 0)
 
+    def work() -> Work:
+        batches = repeat(noise, max(1, frames // options.batch_size))
+        with parallel_map(model.extract, batches, workers=options.workers, name="extract") as features:
+            return Work((), sum(map(len, features)))
 
-def _run(model: Model, options: LoopOptions, sources: Sequence[str]) -> Run:
-    meters = LoopMeters()
-    start, cpu = time.perf_counter(), time.process_time()
-    records = list(run_loop(sources, model, options, meters=meters))
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    ends = [record for record in records if isinstance(record, SourceEnd)]
-    for end in ends:
-        if end.error:
-            raise end.error
-    clips = tuple(record for record in records if isinstance(record, Prediction))
-    counts = [end.counts for end in ends]
-    return Run(
-        seconds,
-        cpu_seconds,
-        clips,
-        sum(count.processed for count in counts),
-        sum(count.received for count in counts),
-        meters.read(),
-    )
-
-
-def keras_loop(model_path: Path, sources: Sequence[str]) -> Loop:
-    """What tutorials do, with the same weights: decode, `predict` each sampled frame alone, `predict` each clip."""
-    extractor, classifier = load_keras(model_path)
-    description, feeds = read_description(model_path), feeds_of(classifier)
-    clip_spec = description.clip.of_stream()
-
-    def predict_clip(name: str, clip: Any) -> Prediction:
-        scores = classifier.predict(feeds(clip.features[None], np.array([clip.length])), verbose=0)[0]
-        return Prediction(
-            name,
-            description.labels,
-            tuple(scores.tolist()),
-            start_seconds=round(clip.start_seconds, 6),
-            end_seconds=round(clip.end_seconds, 6),
-            flags=clip.flags,
-        )
-
-    def run() -> Run:
-        start, cpu = time.perf_counter(), time.process_time()
-        clips: list[Prediction] = []
-        frames = 0
-        for number, source in enumerate(sources):
-            assembler = ClipAssembler(clip_spec)
-            source_id = SourceId(number, source)
-            for item in decode(source_id, partial(open_video, source), description.preprocess, clip_spec):
-                if isinstance(item, SampledFrame):
-                    feature = extractor.predict(item.pixels[None], verbose=0)[0] if extractor else item.pixels
-                    due = assembler.add(feature, item.pts_seconds, item.sample)
-                    frames += 1
-                else:
-                    if item.end.error:
-                        raise item.end.error
-                    due = assembler.finish()
-                clips += [predict_clip(source, clip) for clip in due]
-        return Run(time.perf_counter() - start, time.process_time() - cpu, tuple(clips), frames, 0)
-
-    return Loop(KERAS, "keras cpu fp32, its own threads", {"batch_size": 1}, run)
+    return run_of(work)
 
 
 def disagreement(found: Iterable[Prediction], expected: Iterable[Prediction]) -> float:
     """The largest difference of a score; infinite where the clips themselves differ, NaN where a score is none."""
-    ordered = [sorted(clips, key=lambda clip: (clip.source, clip.start_seconds)) for clips in (found, expected)]
+    ordered = [_in_order(clips) for clips in (found, expected)]
     places = [[(clip.source, clip.start_seconds, clip.end_seconds, clip.labels) for clip in clips] for clips in ordered]
     if places[0] != places[1]:
         return float("inf")
     pairs = zip(*ordered, strict=True)
     differences = [abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True)]
     return float(np.max(differences, initial=0.0))  # Python's max passes over NaN
+
+
+def changed_labels(found: Iterable[Prediction], expected: Iterable[Prediction]) -> int:
+    """How many clips have another label."""
+    pairs = zip(_in_order(found), _in_order(expected), strict=False)
+    return sum(ours.top_label != theirs.top_label for ours, theirs in pairs)
+
+
+def _in_order(clips: Iterable[Prediction]) -> list[Prediction]:
+    return sorted(clips, key=lambda clip: (clip.source, clip.start_seconds))

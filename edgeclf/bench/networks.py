@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeclf.bench.extractors import noise
 from edgeclf.export.extractor import onnx_from_keras_extractor
 from edgeclf.export.half import half_from_onnx
 from edgeclf.export.quantize import QuantisationForm, int8_from_onnx
+from edgeclf.runtime.golden import noise
 from edgeclf.specs import PreprocessSpec, TensorSpec
 from edgeclf.train.extractors import EXTRACTORS
 
@@ -45,9 +45,9 @@ class Network:
 
 
 def network_graphs(name: str, folder: Path) -> Network:
-    """The extractor `name` converted into the folder, in fp32, fp16, int8 and u8s8.
+    """The extractor `name` with random weights, converted into the folder in fp32, fp16, int8 and u8s8.
 
-    Batch normalisation has its statistics of random weights left as Keras starts with them.
+    Batch normalisation keeps the statistics that Keras starts with: a mean of 0 and a variance of 1.
     """
     extractor = EXTRACTORS.load(name)
     model = extractor.build(None)

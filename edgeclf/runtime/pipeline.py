@@ -19,7 +19,17 @@ from edgeclf.runtime.model import Model, open_models
 from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
-from edgeclf.runtime.stages import Ended, SampledFrame, SourceId, classify, conclude, decode, extract, overtake
+from edgeclf.runtime.stages import (
+    Ended,
+    SampledFrame,
+    SourceId,
+    arrival_of,
+    classify,
+    conclude,
+    decode,
+    extract,
+    overtake,
+)
 from edgeclf.runtime.tuned import Objective, Tuned, find_for_all
 from edgeclf.specs import Device, Resize
 from edgeclf.video import VideoSource, is_live, open_video, redacted
@@ -110,6 +120,7 @@ def run_loop(
             live_depth=options.live_depth,
             at_once=live + min(options.sources_at_once, len(given) - live),
             overtake=overtake,
+            arrival=arrival_of,
             meter=meters.decode,
         ) as batches,
         parallel_map(

@@ -166,6 +166,11 @@ def _sampled(frame: Frame, samplers: Sequence[Sampler]) -> tuple[Sample, ...]:
     return (_PASSED_OVER,) * len(samplers)
 
 
+def arrival_of(item: SampledFrame | Ended) -> float | None:
+    """When a live frame came, None for all else."""
+    return item.arrival if isinstance(item, SampledFrame) else None
+
+
 def overtake(
     older: SampledFrame | Ended, newer: SampledFrame | Ended, coming: SampledFrame | Ended
 ) -> SampledFrame | Ended | None:

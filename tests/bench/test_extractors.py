@@ -16,9 +16,9 @@ from edgeclf.bench.extractors import (
     extractor_table,
     keras_ways,
     measure_extractors,
-    noise,
     session_ways,
 )
+from edgeclf.runtime.golden import noise
 from edgeclf.specs import PreprocessSpec, TensorSpec
 from tests.support.labelled import edgeclf
 
@@ -69,21 +69,16 @@ def test_record_tells_rates_and_how_far_features_are(colors: Path) -> None:
     assert text.index("times") < text.index("upside down")
 
 
-def test_noise_is_the_same_every_time_and_fits_stacked_pictures() -> None:
-    stacked = TensorSpec("frames", "uint8", (None, 2, 17, 33, 3))
-    assert noise(stacked, 3).shape == (3, 2, 17, 33, 3)
-    assert np.array_equal(noise(FRAMES, 2), noise(FRAMES, 2))
-    assert noise(FRAMES, 2).std() > 10
-
-
 def test_bench_without_a_source_measures_the_extractor(colors: Path) -> None:
     done = CliRunner().invoke(
         bench, [str(colors), "--rounds", "1", "--batch", "2", "--device", "cpu", "--format", "json"]
     )
     assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
-    assert REFERENCE in [way["name"] for way in record["ways"]]
-    assert "tensorrt fp32" in record["unavailable"]
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows[REFERENCE]["status"] == "ok"
+    assert rows[REFERENCE]["metrics"]["frames_per_second"]["median"] > 0
+    assert rows["tensorrt fp32"]["status"] == "unavailable"
+    assert "tensorrt" in rows["tensorrt fp32"]["reason"]
 
 
 def test_device_that_nothing_runs_on_is_an_error(colors: Path) -> None:
@@ -116,8 +111,9 @@ def test_network_of_the_recipes_is_measured_without_training() -> None:
     done = CliRunner().invoke(bench, arguments)
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert set(record["files"]) == {"fp32", "fp16", "int8", "u8s8"}
-    assert record["files"]["fp16"]["megabytes"] < record["files"]["fp32"]["megabytes"]
-    ways = {way["name"]: way for way in record["ways"]}
-    assert {"onnxruntime u8s8", "openvino int8", "Keras predict, frame by frame", "tf.function"} <= set(ways)
-    assert ways["tf.function"]["mean_cosine"] == pytest.approx(1, abs=1e-4)
+    files = record["bundle"]["files"]
+    assert set(files) == {"fp32", "fp16", "int8", "u8s8"}
+    assert files["fp16"]["megabytes"] < files["fp32"]["megabytes"]
+    rows = {row["name"]: row for row in record["rows"]}
+    assert {"onnxruntime u8s8", "openvino int8", "Keras predict, frame by frame", "tf.function"} <= set(rows)
+    assert rows["tf.function"]["agreement"]["mean_cosine"] == pytest.approx(1, abs=1e-4)

@@ -6,6 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from edgeclf.runtime.merge import merge
+from edgeclf.runtime.meter import Meter, clock
 from edgeclf.runtime.prefetch import parallel_map
 
 Item = tuple[str, int]
@@ -168,3 +169,21 @@ def test_item_that_stands_for_two_keeps_its_place() -> None:
 def test_item_that_must_stay_is_waited_for() -> None:
     with merge([source("a", 20)], batch_size=1, depth=3, live_depth=1, overtake=lambda *_: None) as batches:
         assert [item for batch in batches for item in batch] == [("a", number) for number in range(20)]
+
+
+def test_waiting_for_a_live_item_is_no_work() -> None:
+    meter = Meter()
+
+    def arrived(item: float) -> float:
+        return item
+
+    def live() -> Generator[float, None, None]:
+        start = clock()
+        while clock() < start + 0.02:
+            pass
+        yield clock()
+
+    with merge([live()], batch_size=1, arrival=arrived, meter=meter) as batches:
+        list(batches)
+    assert meter.read().wait_seconds >= 0.02
+    assert meter.read().busy_seconds < 0.02

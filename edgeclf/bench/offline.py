@@ -1,0 +1,235 @@
+"""Scenario `offline`: how fast files are classified, beside the loops that ours replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from edgeclf.bench.asked import Asked
+from edgeclf.bench.baselines import keras_loops, other_loops
+from edgeclf.bench.devices import Choice, open_asked, open_one
+from edgeclf.bench.loops import (
+    DEFAULT_THREADS,
+    NEARLY_SAME,
+    ONE_THREAD,
+    PIPELINED,
+    SAME,
+    TOLERANCES,
+    Loop,
+    Run,
+    changed_labels,
+    disagreement,
+    pass_over,
+    runtime_loop,
+)
+from edgeclf.bench.rows import RowName, Samples, bundle_of, record_of, row, sources_of, trace_of, unavailable
+from edgeclf.bench.timing import MOST_STABLE_ROUNDS, Distribution, interleaved, is_stable
+from edgeclf.errors import EdgeclfError, ParityError
+from edgeclf.runtime.model import Model
+from edgeclf.runtime.pipeline import LoopMeters, LoopOptions
+from edgeclf.runtime.progress import steps
+from edgeclf.runtime.session import Placement
+
+ALONE = "extractor alone"
+WARM_UP = "one pass of every loop over all sources, not timed"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Everything that can be timed, what cannot and why, and what a trace is made with."""
+
+    loops: list[Loop]
+    failed: list[dict[str, Any]]
+    model: Model
+    options: LoopOptions
+
+
+def offline(asked: Asked) -> dict[str, Any]:
+    """The record of throughput over files."""
+    with ExitStack() as stack:
+        opened = open_loops(asked, stack)
+        asked.said(f"{asked.bundle.classifier.name}: extractor on {opened.model.extractor.placement}")
+        rounds = MOST_STABLE_ROUNDS if asked.stable else asked.rounds
+        with steps("passes", len(opened.loops) * (rounds + 1) + rounds) as advance:
+            record = measure(asked, opened.loops, progress=advance)
+        record["rows"] += opened.failed
+        if asked.traced:
+            meters = LoopMeters.traced()
+            pass_over(opened.model, opened.options, asked.sources, meters)
+            record["trace"] = trace_of(meters.by_stage())
+    return record
+
+
+def open_loops(asked: Asked, stack: ExitStack) -> Opened:
+    """Our loops on the first choice that works, the loops of others, and the pipelined loop on every other choice."""
+    models, failed = open_asked(stack, asked.bundle, asked.choices, name=PIPELINED, group="device")
+    choice, single = next(iter(models.items()))
+    default = open_one(stack, asked.bundle, choice, threads=0)
+    options = options_for(single, asked.batch)
+    own = SAME if single.extractor.placement.provider == "CPU" else TOLERANCES.get(choice.precision, NEARLY_SAME)
+    sources = asked.sources
+    loops = [
+        runtime_loop(PIPELINED, single, options, sources, tolerance=own),
+        runtime_loop(ONE_THREAD, single, options.sequential(), sources),
+        runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources, tolerance=own),
+    ]
+    for each, model in [*models.items()][1:]:
+        name = f"{PIPELINED}, {each}"
+        allowed = max(TOLERANCES.get(precision, NEARLY_SAME) for precision in (choice.precision, each.precision))
+        loops.append(
+            runtime_loop(name, model, options_for(model, asked.batch), sources, group="device", tolerance=allowed)
+        )
+    baselines, missing = _baselines(asked, stack, choice, single, options)
+    return Opened([*loops[:3], *baselines, *loops[3:]], [*missing, *failed], single, options)
+
+
+def options_for(model: Model, batch: int | None) -> LoopOptions:
+    """The loop's options for where the extractor runs."""
+    options = LoopOptions.for_device(model.extractor.placement.device)
+    return options.with_batch(batch) if batch else options
+
+
+def _baselines(
+    asked: Asked, stack: ExitStack, choice: Choice, model: Model, options: LoopOptions
+) -> tuple[list[Loop], list[dict[str, Any]]]:
+    loops: list[Loop] = []
+    failed: list[dict[str, Any]] = []
+    others = other_loops(stack, asked.bundle, choice, model, asked.sources, options.batch_size)
+    for name, open_loop in others.items():
+        try:
+            loops.append(open_loop())
+        except EdgeclfError as error:
+            failed.append(
+                unavailable(RowName(name, "baseline", Placement("", "", "cpu", choice.precision, 0)), str(error))
+            )
+    if asked.keras:
+        loops += keras_loops(asked.keras, asked.sources, TOLERANCES.get(choice.precision, NEARLY_SAME))
+    return loops, failed
+
+
+def measure(asked: Asked, loops: Sequence[Loop], *, progress: Callable[[], None]) -> dict[str, Any]:
+    """The record: every loop is warmed up by one whole pass, checked, then timed with all others, round by round.
+
+    Raises ParityError where a loop that is required gives other scores than the sequential one.
+    """
+    warm, failed = _warmed_up(loops, progress)
+    reference = warm[ONE_THREAD]
+    checked = {
+        loop.name.name: _checked(loop, warm[loop.name.name], reference) for loop in loops if loop.name.name in warm
+    }
+    failed += [row for row in checked.values() if row["status"] != "ok"]
+    timed = [loop for loop in loops if checked.get(loop.name.name, {}).get("status") == "ok"]
+    alternatives: dict[str, Callable[[], Run]] = {loop.name.name: loop.run for loop in timed}
+    if alone := loops[0].extract_alone:
+        alternatives[ALONE] = partial(alone, reference.work.frames)
+    runs = _timed(asked, alternatives, progress)
+    limits = runs.pop(ALONE, [])
+    every = [run for each in (*runs.values(), limits) for run in each]
+    return record_of(
+        "offline",
+        asked.command,
+        [*(_row(loop, runs[loop.name.name], checked[loop.name.name]["agreement"]) for loop in timed), *failed],
+        bundle=bundle_of(asked.bundle),
+        workload={
+            **sources_of(asked.sources),
+            "pictures": warm[PIPELINED].work.pictures,
+            "frames": reference.work.frames,
+            "clips": len(reference.work.clips),
+        },
+        warm_up=WARM_UP,
+        rounds=len(runs[PIPELINED]),
+        foreign_cores=[run.usage.foreign_cores for run in every],
+        ratios=_ratios(runs, [loop.name.name for loop in timed if loop.name.group != "device"]),
+        bound=_bound(runs[PIPELINED], limits),
+    )
+
+
+def _warmed_up(loops: Sequence[Loop], progress: Callable[[], None]) -> tuple[dict[str, Run], list[dict[str, Any]]]:
+    """What one pass of each loop gave, and a row with the reason for each that cannot run."""
+    warm: dict[str, Run] = {}
+    failed: list[dict[str, Any]] = []
+    for loop in loops:
+        try:
+            warm[loop.name.name] = loop.run()
+        except EdgeclfError as error:
+            if loop.required:
+                raise
+            failed.append(unavailable(loop.name, str(error)))
+        progress()
+    return warm, failed
+
+
+def _checked(loop: Loop, run: Run, reference: Run) -> dict[str, Any]:
+    """The row of a loop whose scores differ by too much, or how far they are from the sequential loop's."""
+    difference = disagreement(run.work.clips, reference.work.clips)
+    if difference <= (float("inf") if loop.tolerance is None else loop.tolerance) and difference != float("inf"):
+        changed = changed_labels(run.work.clips, reference.work.clips)
+        found = {"largest_score_difference": float(f"{difference:.3g}"), "changed_labels": changed}
+        return {"status": "ok", "agreement": found}
+    said = "makes other clips" if difference == float("inf") else f"gives other scores (by {difference:.2g})"
+    if loop.required:
+        hint = "is it the model that the bundle was made of?" if loop.name.group == "baseline" else ""
+        raise ParityError(f"{loop.name.name!r} {said}; timing it means nothing", hint=hint)
+    return unavailable(loop.name, f"it {said}; timing it means nothing")
+
+
+def _timed(
+    asked: Asked, alternatives: dict[str, Callable[[], Run]], progress: Callable[[], None]
+) -> dict[str, list[Run]]:
+    rounds = MOST_STABLE_ROUNDS if asked.stable else asked.rounds
+
+    def enough(runs: dict[str, list[Run]]) -> bool:
+        return asked.stable and is_stable([run.frames_per_second for run in runs[PIPELINED]])
+
+    return interleaved(alternatives, rounds, progress=progress, enough=enough)
+
+
+def _row(loop: Loop, runs: Sequence[Run], agreement: dict[str, Any]) -> dict[str, Any]:
+    samples = Samples()
+    for run in runs:
+        samples.add(clips_per_second=run.clips_per_second)
+        samples.add_usage(run.usage, run.work.frames)
+        if run.latencies:
+            found = Distribution.of(run.latencies)
+            samples.add(latency_p50_ms=1000 * found.median, latency_p99_ms=1000 * found.p99)
+    middle = sorted(runs, key=lambda run: run.usage.seconds)[len(runs) // 2]
+    return row(
+        loop.name,
+        samples,
+        latencies=[latency for run in runs for latency in run.latencies],
+        stages=middle.work.stages,
+        agreement=agreement,
+        stable=is_stable([run.frames_per_second for run in runs]),
+        seconds_of_median_run=round(middle.usage.seconds, 4),
+    )
+
+
+def _ratios(runs: dict[str, list[Run]], names: Sequence[str]) -> dict[str, float]:
+    """How many times the clips per second of each: the median over rounds, each compared within itself."""
+    ours = runs[PIPELINED]
+    return {
+        name: round(
+            Distribution.of(
+                [a.clips_per_second / b.clips_per_second for a, b in zip(ours, runs[name], strict=True)]
+            ).median,
+            2,
+        )
+        for name in names
+        if name != PIPELINED
+    }
+
+
+def _bound(ours: Sequence[Run], alone: Sequence[Run]) -> dict[str, Any] | None:
+    """The machine's limit for this extractor, and what share of it the pipelined loop reaches, round by round."""
+    if not alone:
+        return None
+    limits = [run.frames_per_second for run in alone]
+    shares = [run.frames_per_second / limit for run, limit in zip(ours, limits, strict=True)]
+    return {
+        "of": "the extractor alone on frames in memory",
+        "frames_per_second": round(Distribution.of(limits).median, 2),
+        "reached": round(Distribution.of(shares).median, 3),
+    }
