@@ -217,7 +217,7 @@ def _opened(name: str, opening: Opening) -> InputContainer:
     except (av.error.FFmpegError, OSError) as error:
         hint = _DEVICE_HINT if "hwaccel" in given else OPEN_HINT
         raise VideoError(f"{name} cannot be read as a video: {_reason(error)}", hint=hint) from error
-    except NotImplementedError as error:
+    except RuntimeError as error:  # PyAV's own for a codec that the device does not decode
         raise VideoError(f"{name} cannot be decoded on this hardware: {error}", hint=_DEVICE_HINT) from error
     if opening.url is None and container.format.name in _PLAYLISTS:
         container.close()

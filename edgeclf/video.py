@@ -36,8 +36,11 @@ class Planes:
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_LIVE = re.compile(r"(rtsps?|rtmps?|udp|srt|https?)://|camera:|gst:|/dev/video|\d+$", re.IGNORECASE)
+_CAMERA = re.compile(r"^(?:camera:|/dev/video)?\d+$")  # a file of such a name is written ./0
 _CREDENTIALS = re.compile(r"(?<=://)\S+@")  # to the last @: passwords hold @ and / too
+_SECRETS = re.compile(
+    r"([?&](?:user|usr|username|login|pass|passwd|password|pwd|token|key|auth)=)[^&#\s]+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class SourceCounts:
 
 
 class VideoSource(Protocol):
-    """Where frames come from. It is opened, read and closed by one thread."""
+    """Where frames come from. It is opened, read and closed by one thread; a live one may be closed by any."""
 
     @property
     def name(self) -> str:
@@ -128,9 +131,16 @@ class FrameChooser(Protocol):
         """No picture follows; the verdicts that were still open."""
 
 
+_LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "rtmp", "rtmps", "srt")
 _SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(
     "kind of source",
-    {"file": "edgeclf.av_source:AvSource", "synthetic": "edgeclf.theatre:open_synthetic"},
+    {
+        "file": "edgeclf.av_source:AvSource",
+        "synthetic": "edgeclf.theatre:open_synthetic",
+        "camera": "edgeclf.decoders:open_camera",
+        "gst": "edgeclf.decoders:open_pipeline",
+        **dict.fromkeys(_LIVE_SCHEMES, "edgeclf.live_source:open_live"),
+    },
     error=VideoError,
     group="edgeclf.sources",
 )
@@ -141,8 +151,15 @@ def open_video(source: str | Path) -> VideoSource:
 
     Raises VideoError where nothing can open URLs of this scheme.
     """
-    scheme = _SCHEME.match(str(source))
-    return _SCHEMES.load(scheme.group(1).lower() if scheme else "file")(str(source))
+    return _SCHEMES.load(_kind_of(str(source)))(str(source))
+
+
+def _kind_of(name: str) -> str:
+    """What the registry calls the source: `camera`, `gst`, the scheme of a URL, or `file`."""
+    if _CAMERA.match(name):
+        return "camera"
+    scheme = _SCHEME.match(name)
+    return "gst" if name.startswith("gst:") else scheme.group(1).lower() if scheme else "file"
 
 
 def is_live(source: str | Path | VideoSource) -> bool:
@@ -150,16 +167,20 @@ def is_live(source: str | Path | VideoSource) -> bool:
 
     An object says so by an attribute `live`.
     """
-    return bool(_LIVE.match(str(source)) if isinstance(source, (str, Path)) else getattr(source, "live", False))
+    if isinstance(source, (str, Path)):
+        return _kind_of(str(source)) in {"camera", "gst", *_LIVE_SCHEMES}
+    return bool(getattr(source, "live", False))
 
 
 def redacted(source: str) -> str:
-    """The source without user name and password, fit for logs and records."""
-    return _CREDENTIALS.sub("***@", source)
+    """The source without user name and password, before its host or in its query; fit for logs and records."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", source))
 
 
 def expand_sources(names: Iterable[str]) -> list[str]:
-    """Paths and URLs with every folder replaced by its videos and every glob by its matches, in order, each once.
+    """Names of sources, every folder replaced by its videos, every glob by its matches, and @FILE by the file's lines.
+
+    They stay in order, each once. In a list of sources, empty lines and what follows a `#` at their start do not count.
 
     A name that is neither is kept as it is, also if nothing is there or it cannot be looked at: opening it
     will say so. Raises NoSourceError where a folder holds no video or a glob matches nothing.
@@ -168,7 +189,9 @@ def expand_sources(names: Iterable[str]) -> list[str]:
 
 
 def _expand(name: str) -> list[str]:
-    if _SCHEME.match(name):
+    if name.startswith("@"):
+        return [source for line in _listed(name) for source in _expand(line)]
+    if _kind_of(name) != "file" or _SCHEME.match(name):
         return [name]
     if not name:
         raise NoSourceError("a source has an empty name", hint="is a variable of the script not set?")
@@ -180,6 +203,18 @@ def _expand(name: str) -> list[str]:
     except OSError as error:
         log.debug("%s cannot be looked at: %s", name, error)
     return [name]
+
+
+def _listed(name: str) -> list[str]:
+    """The sources that `@FILE` lists, one a line."""
+    try:
+        lines = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoSourceError(f"the list {name[1:]} cannot be read: {error}", hint="name a text file") from error
+    found = [line for line in lines if line and not line.startswith(("#", "@"))]
+    if not found:
+        raise NoSourceError(f"the list {name[1:]} names no source", hint="write one a line")
+    return found
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from edgeclf.runtime.pipeline import Classifier
     from edgeclf.runtime.records import Prediction
     from edgeclf.runtime.tuned import Objective
+    from edgeclf.video import VideoSource
 
 _FORMATS = ("table", "jsonl", "csv", "vtt")
 
@@ -35,6 +38,7 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
+@click.option("--decoder", help="What decodes: pyav, opencv, nvdec, vaapi, v4l2 or gstreamer; pyav if not given.")
 @click.option("--resize", type=click.Choice(get_args(Resize)),
               help="How pictures are resized; as the model was trained, if not given.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 256), help="Extractor runs at a time; one per core if not given.")
@@ -63,6 +67,7 @@ def infer(
     backend: str | None,
     precision: str | None,
     batch: int | None,
+    decoder: str | None,
     resize: Resize | None,
     workers: int | None,
     no_tuned: bool,
@@ -73,7 +78,7 @@ def infer(
     form: str,
     save: Path | None,
 ) -> None:
-    """Classify SOURCES: video files, folders of them, or quoted globs.
+    """Classify SOURCES: video files, folders of them, quoted globs, cameras (0), streams (rtsp://...), lists (@FILE).
 
     A video longer than one clip gives a timeline. What runs, and errors, stand on stderr; exit code 1 says that
     a source failed, after all others were done. Without any source or option a demo is played.
@@ -85,6 +90,7 @@ def infer(
       edgeclf infer holiday.mp4 -b ucf101_8 --save labelled.mp4
       edgeclf infer "recordings/*.mkv" -b my_model.edgeclf --format jsonl > labels.jsonl
       edgeclf infer street.mp4 -b ucf101_8 -b fight
+      edgeclf infer rtsp://camera/stream 0 -b fight --format jsonl
     """
     from edgeclf.runtime.pipeline import open_classifier, run_loop
     from edgeclf.runtime.records import Prediction, SourceEnd
@@ -96,6 +102,7 @@ def infer(
         return
     names = expand_sources((*sources, *more_sources))
     _check_usage(names, bundles, form, save, conf)
+    _check_decoder(decoder)
     levels = _levels(gates, names)
     failed = False
     shown: list[Prediction] = []
@@ -110,7 +117,13 @@ def infer(
         click.echo(_banner(classifier, options.workers), err=True)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k, several=len(bundles) > 1)
         for record in run_loop(
-            names, classifier.model, options, also=classifier.also, threshold=conf, motion_gate=levels
+            names,
+            classifier.model,
+            options,
+            also=classifier.also,
+            threshold=conf,
+            motion_gate=levels,
+            opener=_opener(decoder, classifier.model.preprocess.size),
         ):
             writer.write(record)
             if save and isinstance(record, Prediction):
@@ -148,6 +161,26 @@ def _save(source: str, predictions: list[Prediction], path: Path) -> None:
 
     written = save_labelled(open_video(source), list(segments_of(predictions)), path)
     click.echo(f"{path}: {written} frames", err=True)
+
+
+def _opener(decoder: str | None, size: tuple[int, int]) -> Callable[[str], VideoSource]:
+    """What opens sources; a decoder that scales may scale down to `size`."""
+    from edgeclf.decoders import open_source
+    from edgeclf.video import open_video
+
+    return partial(open_source, decoder=decoder, short_side=min(size)) if decoder else open_video
+
+
+def _check_decoder(decoder: str | None) -> None:
+    """Say before any work that a decoder is unknown or does not work here."""
+    from edgeclf.decoders import require_decoder
+    from edgeclf.errors import VideoError
+
+    try:
+        if decoder:
+            require_decoder(decoder)
+    except VideoError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _objective(names: list[str]) -> Objective:

@@ -46,13 +46,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def default_options(device: str, cores: int) -> LoopDefaults:
     """What suits a device when nothing was measured on it.
 
-    On the CPU one extractor run per core, one thread each, two frames a run: larger batches only cost cache. On a GPU
-    large batches, which wait a moment to fill, and two runs at a time, so that one is fed while the other runs; cores
-    decode.
+    On the CPU one extractor run per core, one thread each, two frames a run: larger batches only cost cache. Twice as
+    many files are open, so that the last ones do not each wait for one decoding thread. On a GPU large batches, which
+    wait a moment to fill, and two runs at a time, so that one is fed while the other runs; cores decode.
     """
     if device == "cpu":
         workers = min(cores, MAX_WORKERS)
-        return LoopDefaults(depth=8, workers=workers, batch_size=2, max_wait=0.0, sources_at_once=workers)
+        sources = min(2 * workers, MAX_OPEN_SOURCES)
+        return LoopDefaults(depth=8, workers=workers, batch_size=2, max_wait=0.0, sources_at_once=sources)
     sources = min(cores, MAX_OPEN_SOURCES)
     return LoopDefaults(depth=32, workers=2, batch_size=32, max_wait=0.02, sources_at_once=sources)
 

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeclf.decoders import DECODERS, probe
 from edgeclf.errors import EdgeclfError, MissingExtraError
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.machine import package_version
@@ -331,6 +332,18 @@ def _is_built_in(name: str, build: str) -> bool:
     return bool(re.search(rf"^\s*{name}:\s*YES", build, re.MULTILINE))
 
 
+def _decoder(name: str) -> Callable[[], Finding]:
+    """Whether `--decoder` takes a name here."""
+
+    def answer() -> Finding:
+        problem, _, advice = (probe(name) or "").rpartition("; ")
+        if not (problem or advice):
+            return Finding(f"decoder {name}", "works", DECODERS[name].summary)
+        return Finding(f"decoder {name}", "absent", problem or advice, advice if problem else "see docs/sources.md")
+
+    return answer
+
+
 def _bundles() -> Finding:
     from edgeclf.bundle import open_classifiers, packaged_classifiers
 
@@ -364,6 +377,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question("bundles", _bundles),
         Question("PyAV", _av),
         Question("OpenCV", _opencv),
+        *(Question(f"decoder {name}", _decoder(name)) for name in DECODERS),
         Question("onnxruntime", _onnxruntime),
         Question("onnxruntime cpu", _provider("cpu")),
         Question("NVIDIA driver", _driver),

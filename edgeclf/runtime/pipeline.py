@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,7 @@ def run_loop(
     threshold: float | None = None,
     form: Form = "stream",
     motion_gate: Mapping[str, float] | float | None = None,
+    opener: Callable[[str], VideoSource] = open_video,
     meters: LoopMeters | None = None,
 ) -> Generator[Record, None, None]:
     """Predictions of all sources as they come, and for each source its results and its end.
@@ -103,17 +104,18 @@ def run_loop(
     labels, instead of the models' own. form: "stream" cuts clips by time; "file" as the model's recipe takes them from
     a file that it labels as a whole, which is the same unless that counts frames. motion_gate: for all sources or by
     name, the brightness (0 to 255) by which a block of a picture has to change before the extractor runs again
-    (`motion.MotionGate`). A source that cannot be read ends with its error and harms no other. Closing the iterator
-    stops every thread.
+    (`motion.MotionGate`). opener: what opens names, with another decoder say. A source that cannot be read ends with
+    its error and harms no other. Closing the iterator stops every thread.
     """
     meters = meters or LoopMeters()
     models = [_as_asked(each, threshold, form) for each in (model, *also)]
     limit_opencv_threads()
     given = [(SourceId(number, _name(source)), source) for number, source in enumerate(sources)]
     live = sum(is_live(source) for _, source in given)
+    door = _Door(opener)
     with (
         merge(
-            (_decoded(source_id, source, models, motion_gate) for source_id, source in _live_first(given)),
+            (_decoded(source_id, source, models, motion_gate, door) for source_id, source in _live_first(given)),
             batch_size=options.batch_size,
             max_wait=options.max_wait,
             depth=options.depth,
@@ -126,6 +128,7 @@ def run_loop(
         parallel_map(
             partial(extract, model=model), batches, workers=options.workers, meter=meters.extract, name="extract"
         ) as features,
+        door,
     ):
         predictions = classify(features, models, meter=meters.classify)
         yield from conclude(predictions, {each.name: each.aggregate for each in models})
@@ -146,16 +149,38 @@ def _name(source: Source) -> str:
 
 
 def _decoded(
-    source_id: SourceId, source: Source, models: Sequence[Model], levels: Mapping[str, float] | float | None
+    source_id: SourceId,
+    source: Source,
+    models: Sequence[Model],
+    levels: Mapping[str, float] | float | None,
+    door: _Door,
 ) -> Generator[SampledFrame | Ended, None, None]:
     level = levels.get(source_id.name) if isinstance(levels, Mapping) else levels
     gate = None if level is None else MotionGate(level)
     clips = [model.clip for model in models]
-    return decode(source_id, partial(_opened, source), models[0].preprocess, *clips, gate=gate)
+    return decode(source_id, partial(door.open, source), models[0].preprocess, *clips, gate=gate)
 
 
-def _opened(source: Source) -> VideoSource:
-    return open_video(source) if isinstance(source, (str, Path)) else source
+class _Door:
+    """Opens sources, and ends the live ones when nobody wants more: each may wait long for its next picture."""
+
+    def __init__(self, opener: Callable[[str], VideoSource]) -> None:
+        self._opener = opener
+        self._live: list[VideoSource] = []
+
+    def open(self, source: Source) -> VideoSource:
+        """The source, opened by the thread that reads it."""
+        opened = self._opener(str(source)) if isinstance(source, (str, Path)) else source
+        if is_live(opened):
+            self._live.append(opened)
+        return opened
+
+    def __enter__(self) -> _Door:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for source in self._live:
+            source.close()
 
 
 class Classifier:

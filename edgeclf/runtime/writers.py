@@ -70,9 +70,7 @@ class CsvWriter:
         whose = [record.source, record.classifier]
         times = [f"{record.start_seconds:.3f}", f"{record.end_seconds:.3f}"]
         further = [cell for label, score in record.ranked()[1 : self._top_k] for cell in (label, f"{score:.6f}")]
-        self._rows.writerow(
-            [*whose, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further]
-        )
+        self._rows.writerow([*whose, *times, record.label, f"{record.score:.6f}", " ".join(record.flags), *further])
         self._out.flush()
 
     def _write_header(self, labels: int) -> None:

@@ -120,10 +120,10 @@ def test_process_that_was_bound_to_one_core_has_one() -> None:
 @pytest.mark.parametrize(
     ("device", "count", "workers", "batch_size", "sources"),
     [
-        ("cpu", 1, 1, 2, 1),
-        ("cpu", 2, 2, 2, 2),
-        ("cpu", 8, 8, 2, 8),
-        ("cpu", 128, MAX_WORKERS, 2, MAX_WORKERS),
+        ("cpu", 1, 1, 2, 2),
+        ("cpu", 2, 2, 2, 4),
+        ("cpu", 8, 8, 2, 16),
+        ("cpu", 128, MAX_WORKERS, 2, MAX_OPEN_SOURCES),
         ("cuda", 1, 2, 32, 1),
         ("cuda", 6, 2, 32, 6),
         ("tensorrt", 128, 2, 32, MAX_OPEN_SOURCES),

@@ -69,6 +69,17 @@ def test_another_way_to_resize_is_said(colors: Path, video: Path) -> None:
     assert "planes" not in edgeclf("infer", video, "-b", colors).stderr
 
 
+def test_list_of_sources_is_read_with_the_decoder_that_is_named(colors: Path, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"# both\n{video}\n\nnone.mp4\n")
+    done = edgeclf("infer", f"@{tmp_path / 'list.txt'}", "-b", colors, "--decoder", "opencv", "--format", "jsonl")
+    assert done.returncode == 1
+    ends = [json.loads(line) for line in done.stdout.splitlines() if '"end"' in line]
+    assert {end["source"]: end["decoder"].split()[0] if end["decoder"] else "" for end in ends} == {
+        str(video): "OpenCV",
+        "none.mp4": "",
+    }
+
+
 def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     done = edgeclf("infer", "none.mp4", tmp_path / "text.mp4", "-s", video, "-b", colors, "--format", "jsonl")
@@ -97,6 +108,9 @@ def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video:
         (["{video}", "-b", "{colors}", "--save", "none/out.mp4"], "--save cannot write into the folder none"),
         (["{video}", "-b", "{colors}", "--conf", "nan"], "--conf must be a number"),
         (["", "-b", "{colors}"], "a source has an empty name"),
+        (["@none.txt", "-b", "{colors}"], "the list none.txt cannot be read"),
+        (["{video}", "-b", "{colors}", "--decoder", "magic"], "unknown decoder 'magic'"),
+        (["{video}", "-b", "{colors}", "--decoder", "v4l2"], "the decoder v4l2 does not work here"),
         (["{video}", "-b", "{colors}", "--motion-gate", "much"], "--motion-gate wants a LEVEL of 0 to 255, not 'much'"),
         (["{video}", "-b", "{colors}", "--motion-gate", "256"], "--motion-gate wants a LEVEL of 0 to 255"),
         (["{video}", "-b", "{colors}", "--motion-gate", "b.mp4=4"], "--motion-gate names 'b.mp4', which is no SOURCE"),

@@ -170,6 +170,31 @@ def test_restart_is_not_lost_with_the_frame_that_carried_it() -> None:
     assert kept.sample == Sample(1, restart=True)
 
 
+class Stalled(Camera):
+    """Shows one picture, then nothing before it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__([0.0, 0.1, 0.2, 0.3])
+        self.closed = threading.Event()
+
+    def frames(self) -> Iterator[Frame]:
+        yield from super().frames()
+        self.closed.wait()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_leaving_ends_a_live_source_that_waits_for_its_next_picture() -> None:
+    camera = Stalled()
+    camera.begun.set()
+    model, _ = keeping_model(PLAIN, CLIP)
+    records = run_loop([camera], model, LoopOptions(depth=8, live_depth=8, workers=1, batch_size=1))
+    assert isinstance(next(records), Prediction)
+    records.close()  # joins the thread that waits
+    assert camera.closed.is_set()
+
+
 # -- several classifiers ----------------------------------------------------------------------------------------------
 
 
