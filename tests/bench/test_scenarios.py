@@ -232,6 +232,7 @@ def test_metric_that_was_not_measured_is_not_there() -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_scenarios_write_a_record_each(colors: Path, video: str, tmp_path: Path) -> None:
     options = ("--scenario", "all", "--rounds", "1", "--device", "cpu", "--seconds", "0.3", "--cameras", "1")
     done = edgeclf("bench", colors, video, *options, "--json", tmp_path / "r.json", "--trace", tmp_path / "trace.json")
