@@ -44,7 +44,7 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option("--workers", type=click.IntRange(1, 256), help="Extractor runs at a time; one per core if not given.")
 @click.option("--no-tuned", is_flag=True, help="Run by defaults, whatever edgeclf tune has found on this machine.")
 @click.option(
-    "--streams", type=click.IntRange(1, 1024), help="Files that are read at a time; one per core if not given."
+    "--streams", type=click.IntRange(1, 1024), help="Files that are read at a time; two per core if not given."
 )
 @click.option("--motion-gate", "gates", metavar="[SOURCE=]LEVEL", multiple=True,
               help="Extract only frames of which a part changed in brightness by more than LEVEL (0-255).")  # fmt: skip
@@ -115,6 +115,7 @@ def infer(
             options, workers=workers or options.workers, sources_at_once=streams or options.sources_at_once
         )
         click.echo(_banner(classifier, options.workers), err=True)
+        opener = _opener(decoder, classifier.model.preprocess.size)
         writer = WRITERS.load(form)(sys.stdout, top_k=top_k, several=len(bundles) > 1)
         for record in run_loop(
             names,
@@ -123,7 +124,7 @@ def infer(
             also=classifier.also,
             threshold=conf,
             motion_gate=levels,
-            opener=_opener(decoder, classifier.model.preprocess.size),
+            opener=opener,
         ):
             writer.write(record)
             if save and isinstance(record, Prediction):
@@ -132,7 +133,7 @@ def infer(
                 failed = True
                 click.echo(f"{record.error.kind}: {record.error}", err=True)
     if save and shown:
-        _save(names[0], shown, save)
+        _save(opener(names[0]), shown, save)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -154,12 +155,11 @@ def _play_demo() -> None:
         run_demo(classifier, sys.stdout)
 
 
-def _save(source: str, predictions: list[Prediction], path: Path) -> None:
+def _save(source: VideoSource, predictions: list[Prediction], path: Path) -> None:
     from edgeclf.runtime.overlay import save_labelled
     from edgeclf.runtime.timeline import segments_of
-    from edgeclf.video import open_video
 
-    written = save_labelled(open_video(source), list(segments_of(predictions)), path)
+    written = save_labelled(source, list(segments_of(predictions)), path)
     click.echo(f"{path}: {written} frames", err=True)
 
 
@@ -191,7 +191,7 @@ def _objective(names: list[str]) -> Objective:
 
 
 def _levels(gates: tuple[str, ...], names: list[str]) -> dict[str, float] | None:
-    """The levels of the motion gate by source name, as records tell it."""
+    """The levels of the motion gate by source, as it was given."""
     from edgeclf.video import redacted
 
     levels: dict[str, float] = {}
@@ -202,10 +202,10 @@ def _levels(gates: tuple[str, ...], names: list[str]) -> dict[str, float] | None
         except ValueError:
             value = math.nan
         if not 0 <= value <= 255:
-            raise click.UsageError(f"--motion-gate wants a LEVEL of 0 to 255, not {level!r}")
+            raise click.UsageError(f"--motion-gate wants a LEVEL of 0 to 255, not {redacted(level)!r}")
         if mark and source not in names:
             raise click.UsageError(f"--motion-gate names {redacted(source)!r}, which is no SOURCE")
-        levels |= dict.fromkeys([redacted(name) for name in ([source] if mark else names)], value)
+        levels |= dict.fromkeys([source] if mark else names, value)
     return levels or None
 
 
@@ -230,9 +230,12 @@ def _check_usage(names: list[str], bundles: tuple[str, ...], form: str, save: Pa
 def _check_save(names: list[str], save: Path) -> None:
     """Say now, not after all the work, that the labelled copy cannot be written."""
     from edgeclf.runtime.overlay import SUFFIXES
+    from edgeclf.video import is_live
 
     if len(names) > 1:
         raise click.UsageError(f"--save writes one source, {len(names)} were named")
+    if is_live(names[0]):
+        raise click.UsageError("--save reads its source twice, which a live one cannot be: record it first")
     if save.suffix.lower() not in SUFFIXES:
         raise click.UsageError(f"--save writes {', '.join(SUFFIXES)}, not {save.suffix or 'a name without ending'}")
     if not os.access(save.parent, os.W_OK):

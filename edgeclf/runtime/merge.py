@@ -29,7 +29,7 @@ def merge(
     live_depth: int = 2,
     at_once: int = 1,
     overtake: Overtake[T] | None = None,
-    arrival: Callable[[T], float | None] = lambda _: None,
+    waited: Callable[[T], float] = lambda _: 0.0,
     meter: Meter | None = None,
 ) -> Iterator[Iterator[list[T]]]:
     """Batches of at most `batch_size` items from up to `at_once` sources at a time, taken round-robin.
@@ -37,9 +37,9 @@ def merge(
     The items of one source stay in order. A batch that is not full is handed out when nothing more is there
     and its first item has waited `max_wait` seconds (0: take what is there). Each open source is iterated by one
     thread, which stays up to `depth` items ahead and waits then. Where `live_depth` items wait already, `overtake` is
-    asked, on the source's thread, whether the oldest gives way to its successor. `arrival` tells when a live item came
-    (meter.clock), until when its thread waited rather than worked. depth=0 iterates the sources one after
-    another on the caller's thread.
+    asked, on the source's thread, whether the oldest gives way to its successor. `waited` tells for how many seconds
+    that thread waited for an item, rather than worked. depth=0 iterates the sources one after another on the caller's
+    thread.
     """
     meter = meter or Meter()
     if depth == 0:
@@ -54,7 +54,7 @@ def merge(
         live_depth=live_depth,
         at_once=at_once,
         overtake=overtake,
-        arrival=arrival,
+        waited=waited,
     )
     with merged.crew:
         yield merged
@@ -86,7 +86,7 @@ class _Merged(Generic[T]):
         live_depth: int,
         at_once: int,
         overtake: Overtake[T] | None,
-        arrival: Callable[[T], float | None],
+        waited: Callable[[T], float],
     ) -> None:
         self._sources = iter(sources)
         self._next_source = threading.Lock()
@@ -96,7 +96,7 @@ class _Merged(Generic[T]):
         self._depth = depth
         self._live_depth = live_depth
         self._overtake = overtake
-        self._arrival = arrival
+        self._waited = waited
         self._lanes: deque[_Lane[T]] = deque()  # the lane whose turn it is stands first
         self.crew = Crew("decode", self._read, threads=at_once)
 
@@ -164,8 +164,8 @@ class _Merged(Generic[T]):
             ready = clock()
             if isinstance(outcome.error, StopIteration):
                 return True
-            begun = start if outcome.error else max(start, self._arrival(outcome.unwrap()) or start)
-            self._meter.add(busy=ready - begun, wait=begun - start, items=1)
+            waited = 0.0 if outcome.error else self._waited(outcome.unwrap())
+            self._meter.add(busy=max(0.0, ready - start - waited), wait=waited, items=1)
             if not self._put(lane, _Ready(ready, outcome)) or outcome.error:
                 return False
             self._meter.add(wait=clock() - ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,15 +24,15 @@ from edgeclf.runtime.stages import (
     Ended,
     SampledFrame,
     SourceId,
-    arrival_of,
     classify,
     conclude,
     decode,
     extract,
     overtake,
+    waited_for,
 )
 from edgeclf.runtime.tuned import Objective, Tuned, find_for_all
-from edgeclf.specs import Device, Resize
+from edgeclf.specs import Device, Resize, require
 from edgeclf.video import VideoSource, is_live, open_video, redacted
 
 Source = str | Path | VideoSource
@@ -48,6 +49,12 @@ class LoopOptions:
     batch_size: int = 2  # frames in one extractor run
     max_wait: float = 0.0  # seconds that a frame may wait for its batch to fill
     sources_at_once: int = 1  # files that are decoded at the same time; live sources always are
+
+    def __post_init__(self) -> None:
+        least = {"workers": 0, "depth": 0, "live_depth": 1, "batch_size": 1, "sources_at_once": 1}
+        for name, value in least.items():
+            require(getattr(self, name) >= value, f"{name} is {getattr(self, name)}, must be {value} or more")
+        require(self.max_wait >= 0, f"max_wait is {self.max_wait}, must be 0 or more")
 
     @classmethod
     def for_device(cls, device: str) -> LoopOptions:
@@ -119,10 +126,10 @@ def run_loop(
             batch_size=options.batch_size,
             max_wait=options.max_wait,
             depth=options.depth,
-            live_depth=options.live_depth,
+            live_depth=min(options.live_depth, options.depth),
             at_once=live + min(options.sources_at_once, len(given) - live),
             overtake=overtake,
-            arrival=arrival_of,
+            waited=waited_for,
             meter=meters.decode,
         ) as batches,
         parallel_map(
@@ -155,7 +162,8 @@ def _decoded(
     levels: Mapping[str, float] | float | None,
     door: _Door,
 ) -> Generator[SampledFrame | Ended, None, None]:
-    level = levels.get(source_id.name) if isinstance(levels, Mapping) else levels
+    given = str(source) if isinstance(source, (str, Path)) else source.name
+    level = levels.get(given) if isinstance(levels, Mapping) else levels
     gate = None if level is None else MotionGate(level)
     clips = [model.clip for model in models]
     return decode(source_id, partial(door.open, source), models[0].preprocess, *clips, gate=gate)
@@ -167,20 +175,27 @@ class _Door:
     def __init__(self, opener: Callable[[str], VideoSource]) -> None:
         self._opener = opener
         self._live: list[VideoSource] = []
+        self._shut = False
+        self._lock = threading.Lock()
 
     def open(self, source: Source) -> VideoSource:
         """The source, opened by the thread that reads it."""
         opened = self._opener(str(source)) if isinstance(source, (str, Path)) else source
-        if is_live(opened):
-            self._live.append(opened)
+        with self._lock:
+            if is_live(opened):
+                self._live.append(opened)
+                if self._shut:
+                    opened.close()
         return opened
 
     def __enter__(self) -> _Door:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for source in self._live:
-            source.close()
+        with self._lock:
+            self._shut = True
+            for source in self._live:
+                source.close()
 
 
 class Classifier:

@@ -25,6 +25,7 @@ class Scored:
     scores: tuple[float, ...]
     thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown". None: 0 for all
     classifier: str = ""  # its name, as several may look at one source
+    source_index: int = 0  # where it stands among the sources: two may have one name without their passwords
 
     @property
     def score(self) -> float:
@@ -50,6 +51,7 @@ class Scored:
         return {
             "type": kind,
             "source": self.source,
+            "source_index": self.source_index,
             "classifier": self.classifier,
             "label": self.label,
             "score": self.score,
@@ -64,8 +66,12 @@ class Prediction(Scored):
     start_seconds: float = 0.0
     end_seconds: float = 0.0
     flags: tuple[Flag, ...] = ()
-    # Seconds from the clip's last frame being decoded to its feature, and from there to its scores.
+    # Seconds from the clip's last frame being decoded to its feature, and from there to its scores; of a live source
+    # also from the frame's arrival to its pixels.
     latency_seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    arrived_at: float | None = field(
+        default=None, compare=False
+    )  # of a live source: when the last frame came, Unix time
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-lines record."""
@@ -74,6 +80,7 @@ class Prediction(Scored):
             "end_seconds": self.end_seconds,
             "flags": list(self.flags),
             "latency_seconds": dict(self.latency_seconds),
+            **({} if self.arrived_at is None else {"arrived_at": self.arrived_at}),
         }
 
 
@@ -96,6 +103,7 @@ class SourceEnd:
     counts: SourceCounts
     error: EdgeclfError | None = None
     decoder: str = ""  # what made the pictures; empty where none came
+    source_index: int = 0  # as in `Scored`
 
     @property
     def label(self) -> None:
@@ -107,18 +115,15 @@ class SourceEnd:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-lines record."""
-        return {"type": "end", "source": self.source, "decoder": self.decoder, **self.counts.to_dict()}
+        return {**self._start("end"), "decoder": self.decoder, **self.counts.to_dict()}
 
     def error_to_dict(self) -> dict[str, Any]:
         """The JSON-lines record of the error; there must be one."""
         error = self.error or EdgeclfError("none")
-        return {
-            "type": "error",
-            "source": self.source,
-            "kind": error.kind,
-            "message": error.message,
-            "hint": error.hint,
-        }
+        return {**self._start("error"), "kind": error.kind, "message": error.message, "hint": error.hint}
+
+    def _start(self, kind: str) -> dict[str, Any]:
+        return {"type": kind, "source": self.source, "source_index": self.source_index}
 
 
 Record = Prediction | Result | SourceEnd
@@ -128,7 +133,9 @@ def result_of(clips: Sequence[Prediction], aggregate: Aggregate) -> Result:
     """The result of a file's predictions, of which there must be one at least."""
     first = clips[0]
     scores = aggregate_scores([clip.scores for clip in clips], aggregate)
-    return Result(first.source, first.labels, scores, first.thresholds, first.classifier, clips=tuple(clips))
+    return Result(
+        first.source, first.labels, scores, first.thresholds, first.classifier, first.source_index, tuple(clips)
+    )
 
 
 def aggregate_scores(scores: Iterable[Sequence[float]], aggregate: Aggregate) -> tuple[float, ...]:

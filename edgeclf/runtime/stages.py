@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -64,6 +65,7 @@ class SampledFrame:
     ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
     arrival: float | None = None  # of a live frame, meter.clock
     still: bool = False  # it shows what the extracted frame before it shows, whose feature stands for it
+    waited_seconds: float = 0.0  # for live pictures to come, since the sampled frame before
 
     @property
     def sample(self) -> Sample:
@@ -127,7 +129,8 @@ def decode(
     except EdgeclfError as failure:
         error = failure
     counts = ledger.counts(source.dropped if source else {})
-    yield Ended(source_id, SourceEnd(source_id.name, counts, error, source.decoder if source else ""))
+    decoder = source.decoder if source else ""
+    yield Ended(source_id, SourceEnd(source_id.name, counts, error, decoder, source_id.index))
 
 
 def _sampled_frames(
@@ -138,7 +141,10 @@ def _sampled_frames(
     ledger: Ledger,
     gate: MotionGate | None,
 ) -> Iterator[SampledFrame]:
+    waited = 0.0
+    asked = clock()
     for frame in source.frames():
+        waited += max(0.0, (frame.arrival or 0.0) - asked)
         samples = _sampled(frame, samplers)
         if frame.decoded:
             stack.add(frame, restart=any(sample.restart for sample in samples))
@@ -148,11 +154,15 @@ def _sampled_frames(
             ledger.processed += 1
             ledger.still += still
             kept = _NO_PIXELS if still else pixels
-            yield SampledFrame(source_id, kept, frame.pts_seconds, samples, clock(), ledger, frame.arrival, still)
+            yield SampledFrame(
+                source_id, kept, frame.pts_seconds, samples, clock(), ledger, frame.arrival, still, waited
+            )
+            waited = 0.0
         else:
             ledger.skipped += 1
         if all(sampler.done for sampler in samplers):
             return
+        asked = clock()
 
 
 _PASSED_OVER = Sample(0)
@@ -166,9 +176,9 @@ def _sampled(frame: Frame, samplers: Sequence[Sampler]) -> tuple[Sample, ...]:
     return (_PASSED_OVER,) * len(samplers)
 
 
-def arrival_of(item: SampledFrame | Ended) -> float | None:
-    """When a live frame came, None for all else."""
-    return item.arrival if isinstance(item, SampledFrame) else None
+def waited_for(item: SampledFrame | Ended) -> float:
+    """Seconds that the source's thread waited for live pictures rather than worked, before this item."""
+    return item.waited_seconds if isinstance(item, SampledFrame) else 0.0
 
 
 def overtake(
@@ -344,6 +354,7 @@ def _prediction(due: _DueClip, scores: NDArray[np.float32], now: float) -> Predi
         tuple(scores.tolist()),
         due.model.thresholds,
         due.model.name,
+        due.id.index,
         start_seconds=round(due.clip.start_seconds, 6),
         end_seconds=round(due.clip.end_seconds, 6),
         flags=due.clip.flags,
@@ -352,20 +363,22 @@ def _prediction(due: _DueClip, scores: NDArray[np.float32], now: float) -> Predi
             "extract": due.last.extracted_at - frame.ready_at,
             "classify": now - due.last.extracted_at,
         },
+        arrived_at=None if frame.arrival is None else time.time() - (clock() - frame.arrival),
     )
 
 
 def conclude(
     records: Iterable[tuple[SourceId, Prediction | SourceEnd]], aggregates: Mapping[str, Aggregate]
 ) -> Iterator[Record]:
-    """The same records, with the results of each source, one for each classifier, before its end.
+    """The same records, with the results of each file, one for each classifier, before its end.
 
-    aggregates: how the clips of each classifier make a file's label.
+    aggregates: how the clips of each classifier make a file's label. A live source has no result.
     """
     clips: dict[SourceId, dict[str, list[Prediction]]] = {}
     for source_id, record in records:
         if isinstance(record, Prediction):
-            clips.setdefault(source_id, {}).setdefault(record.classifier, []).append(record)
+            if record.arrived_at is None:
+                clips.setdefault(source_id, {}).setdefault(record.classifier, []).append(record)
         else:
             for name, predictions in clips.pop(source_id, {}).items():
                 yield result_of(predictions, aggregates[name])

@@ -26,37 +26,32 @@ class Timeline:
     """
 
     def __init__(self) -> None:
-        self._open: list[Prediction] = []
-        self._start = 0.0
+        self._last: Prediction | None = None
+        self._start = self._sum = 0.0
+        self._count = 0
 
     def add(self, prediction: Prediction) -> Segment | None:
         """The segment that this prediction closes, if any."""
-        if not self._open:
-            self._begin(prediction, prediction.start_seconds)
+        last = self._last
+        gap = last is not None and prediction.start_seconds > last.end_seconds
+        if last is not None and prediction.label == last.label and not gap:
+            self._last, self._sum, self._count = prediction, self._sum + prediction.score, self._count + 1
             return None
-        last = self._open[-1]
-        gap = prediction.start_seconds > last.end_seconds
-        if prediction.label == last.label and not gap:
-            self._open.append(prediction)
-            return None
-        border = (_middle(last) + _middle(prediction)) / 2
-        closed = self._closed(last.end_seconds if gap else border)
-        self._begin(prediction, prediction.start_seconds if gap else border)
+        closed, start = None, prediction.start_seconds
+        if last is not None:
+            border = (_middle(last) + _middle(prediction)) / 2
+            closed = self._closed(last, last.end_seconds if gap else border)
+            start = start if gap else border
+        self._last, self._start, self._sum, self._count = prediction, start, prediction.score, 1
         return closed
 
     def finish(self) -> Segment | None:
         """The last segment, if there is one."""
-        closed = self._closed(self._open[-1].end_seconds) if self._open else None
-        self._open = []
-        return closed
+        last, self._last = self._last, None
+        return self._closed(last, last.end_seconds) if last else None
 
-    def _begin(self, prediction: Prediction, start: float) -> None:
-        self._open = [prediction]
-        self._start = start
-
-    def _closed(self, end: float) -> Segment:
-        score = sum(prediction.score for prediction in self._open) / len(self._open)
-        return Segment(self._open[0].label, self._start, end, score)
+    def _closed(self, last: Prediction, end: float) -> Segment:
+        return Segment(last.label, self._start, end, self._sum / self._count)
 
 
 def segments_of(predictions: Iterable[Prediction]) -> Iterator[Segment]:

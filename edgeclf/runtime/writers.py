@@ -105,7 +105,8 @@ class VttWriter:
 class TableWriter:
     """A row for each stretch of one label, and below them one for the whole file.
 
-    A file with one label throughout has the last row alone. `several` classifiers are told apart by name.
+    A file with one label throughout has the last row alone; a live source has rows for its stretches only.
+    `several` classifiers are told apart by name.
     """
 
     _COLUMNS = "{:<{width}}  {:>8}  {:>8}  {:<20} {:>6}  {}"
@@ -115,36 +116,43 @@ class TableWriter:
         self._top_k = top_k or 1
         self._several = several
         self._width = width
-        self._timelines: dict[tuple[str, str], Timeline] = {}  # by source and classifier
-        self._changed: set[tuple[str, str]] = set()
+        self._timelines: dict[tuple[int, str], Timeline] = {}  # by source and classifier
+        self._changed: set[tuple[int, str]] = set()
         self._row("source", "start", "end", "label", "score", "")
 
     def write(self, record: Record) -> None:
         if isinstance(record, Prediction):
-            key = record.source, record.classifier
+            key = record.source_index, record.classifier
             segment = self._timelines.setdefault(key, Timeline()).add(record)
             if segment:
                 self._changed.add(key)
-                self._segment(key, segment)
+                self._segment(record.source, record.classifier, segment)
         elif isinstance(record, Result):
             self._result(record)
+        else:
+            self._end(record)
 
-    def _segment(self, key: tuple[str, str], segment: Segment) -> None:
-        source, classifier = key
+    def _segment(self, source: str, classifier: str, segment: Segment) -> None:
         times = _seconds(segment.start_seconds), _seconds(segment.end_seconds)
         self._row(source, *times, segment.label, f"{segment.score:.2f}", classifier if self._several else "")
 
     def _result(self, result: Result) -> None:
-        key = result.source, result.classifier
-        segment = self._timelines.pop(key).finish()
+        key = result.source_index, result.classifier
+        segment = self._timelines.pop(key, Timeline()).finish()
         if segment and key in self._changed:
-            self._changed.discard(key)
-            self._segment(key, segment)
+            self._segment(result.source, result.classifier, segment)
+        self._changed.discard(key)
         times = _seconds(result.clips[0].start_seconds), _seconds(result.clips[-1].end_seconds)
         whose = [result.classifier] if self._several else []
         further = [f"{label} {score:.2f}" for label, score in result.ranked()[1 : self._top_k]]
         remark = ", ".join([*whose, "whole file", *further])
         self._row(result.source, *times, result.label, f"{result.score:.2f}", remark)
+
+    def _end(self, end: SourceEnd) -> None:
+        """What was still open of a live source, which has no result."""
+        for key in [key for key in self._timelines if key[0] == end.source_index]:
+            if segment := self._timelines.pop(key).finish():
+                self._segment(end.source, key[1], segment)
 
     def _row(self, source: str, *cells: str) -> None:
         name = "".join(letter if letter.isprintable() else "?" for letter in source)

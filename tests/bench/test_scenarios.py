@@ -143,6 +143,7 @@ def test_so_many_cameras_are_shown_as_asked_for(bundle: ModelBundle, video: str)
     assert record["workload"]["decoded"] == "beforehand"
 
 
+@pytest.mark.slow
 def test_single_stream_has_both_settings_and_the_extractor_alone(bundle: ModelBundle, video: str) -> None:
     record = single_stream(Asked(bundle, (video,), (CPU,), rounds=2, live=QUICK))
     has_the_shape(record, "single-stream")
@@ -197,6 +198,7 @@ def test_bound_is_the_least_that_a_stage_or_the_cores_allow(
     assert found["reached"] == pytest.approx(50 / found["frames_per_second"])
 
 
+@pytest.mark.slow
 def test_every_stage_has_a_row_and_the_loop_beside_them(bundle: ModelBundle, video: str) -> None:
     record = stages(Asked(bundle, (video,), (CPU,), rounds=1))
     has_the_shape(record, "stages")

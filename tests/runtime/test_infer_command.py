@@ -108,6 +108,7 @@ def test_one_bad_source_of_many_is_an_error_line_and_exit_1(colors: Path, video:
         (["{video}", "-b", "{colors}", "--save", "none/out.mp4"], "--save cannot write into the folder none"),
         (["{video}", "-b", "{colors}", "--conf", "nan"], "--conf must be a number"),
         (["", "-b", "{colors}"], "a source has an empty name"),
+        (["rtsp://u:secret@h/x", "-b", "{colors}", "--save", "out.mp4"], "which a live one cannot be"),
         (["@none.txt", "-b", "{colors}"], "the list none.txt cannot be read"),
         (["{video}", "-b", "{colors}", "--decoder", "magic"], "unknown decoder 'magic'"),
         (["{video}", "-b", "{colors}", "--decoder", "v4l2"], "the decoder v4l2 does not work here"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeclf.clips import Sample
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.motion import MotionGate
-from edgeclf.runtime.pipeline import LoopOptions, run_loop
+from edgeclf.runtime.pipeline import LoopMeters, LoopOptions, run_loop
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
 from edgeclf.runtime.session import Arrays
 from edgeclf.runtime.stages import Ledger, SampledFrame, SourceId, overtake
@@ -193,6 +193,39 @@ def test_leaving_ends_a_live_source_that_waits_for_its_next_picture() -> None:
     assert isinstance(next(records), Prediction)
     records.close()  # joins the thread that waits
     assert camera.closed.is_set()
+
+
+def test_live_source_has_no_result_and_nothing_of_it_is_kept() -> None:
+    camera = Camera([n / 10 for n in range(40)])
+    camera.begun.set()
+    model, _ = keeping_model(PLAIN, CLIP)
+    before = time.time()
+    records = list(run_loop([camera], model, LoopOptions(depth=64, live_depth=64, workers=1)))
+    assert [type(record) for record in records] == [Prediction] * 19 + [SourceEnd]
+    times = [record.arrived_at or 0.0 for record in records if isinstance(record, Prediction)]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= time.time()
+
+
+def test_time_that_a_live_source_waits_is_no_work_of_the_decoder() -> None:
+    meters = LoopMeters()
+
+    class Slow(Camera):
+        def frames(self) -> Iterator[Frame]:
+            for number in range(4):
+                time.sleep(0.02)
+                yield Frame(number / 10, partial(numbered, number), arrival=time.perf_counter())
+
+    model, _ = keeping_model(PLAIN, CLIP)
+    list(run_loop([Slow([])], model, ONE_BY_ONE, meters=meters))
+    decoding = meters.decode.read()
+    assert decoding.wait_seconds > 0.02 > decoding.busy_seconds
+
+
+@pytest.mark.parametrize("values", [{"live_depth": 0}, {"batch_size": 0}, {"workers": -1}, {"max_wait": -1.0}])
+def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        LoopOptions(**values)
 
 
 # -- several classifiers ----------------------------------------------------------------------------------------------

@@ -174,16 +174,13 @@ def test_item_that_must_stay_is_waited_for() -> None:
 def test_waiting_for_a_live_item_is_no_work() -> None:
     meter = Meter()
 
-    def arrived(item: float) -> float:
-        return item
-
     def live() -> Generator[float, None, None]:
         start = clock()
-        while clock() < start + 0.02:
+        while (waited := clock() - start) < 0.02:
             pass
-        yield clock()
+        yield waited
 
-    with merge([live()], batch_size=1, arrival=arrived, meter=meter) as batches:
+    with merge([live()], batch_size=1, waited=float, meter=meter) as batches:
         list(batches)
     assert meter.read().wait_seconds >= 0.02
     assert meter.read().busy_seconds < 0.02

@@ -55,6 +55,7 @@ def test_jsonl_has_a_line_for_each_record_with_type_and_source() -> None:
     assert lines[4] | {"type": ""} == {
         "type": "",
         "source": "a.mp4",
+        "source_index": 0,
         "kind": "VideoError",
         "message": "a.mp4 is damaged",
         "hint": "copy it again",
@@ -62,6 +63,7 @@ def test_jsonl_has_a_line_for_each_record_with_type_and_source() -> None:
     assert lines[5] == {
         "type": "end",
         "source": "a.mp4",
+        "source_index": 0,
         "decoder": "PyAV 18.1.0 h264",
         "received": 10,
         "processed": 6,
@@ -161,4 +163,19 @@ def test_table_tells_several_classifiers_of_one_source_apart() -> None:
         ["6.0", "s", "walk", "0.80", "acts"],
         ["6.0", "s", "run", "&", "jump", "0.47", "acts,", "whole", "file"],
         ["6.0", "s", "sit", "0.90", "mood,", "whole", "file"],
+    ]
+
+
+def test_table_keeps_sources_of_one_name_apart() -> None:
+    others = [replace(each, source_index=1, scores=(0.0, 0.1, 0.9)) for each in CLIPS]
+    together = [record for pair in zip(CLIPS, others, strict=True) for record in pair]
+    rows = written("table", [*together, result_of(CLIPS, "mean"), result_of(others, "mean")]).splitlines()
+    assert [line.split()[5] for line in rows[1:]] == ["run", "walk", "run", "sit"]
+
+
+def test_table_of_a_live_source_ends_with_its_last_stretch() -> None:
+    rows = written("table", [*CLIPS, SourceEnd("a.mp4", COUNTS)]).splitlines()
+    assert [line.split()[3:] for line in rows[1:]] == [
+        ["3.5", "s", "run", "&", "jump", "0.65"],
+        ["6.0", "s", "walk", "0.80"],
     ]
