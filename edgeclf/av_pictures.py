@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeclf.av_reader import import_av
-from edgeclf.video import Frame, Planes, RgbImage
+from edgeclf.errors import VideoError
+from edgeclf.video import Frame, Planes, RgbImage, converting
 
 if TYPE_CHECKING:
     import av
 
 _PLANAR = ("yuv420p", "yuvj420p")  # 8 bits, colour at half the resolution
+_ABORTING = ("yaf32be", "yaf32le")  # libswscale ends the process on them; other float formats are converted or an error
 _BT709 = 1  # FFmpeg's numbers of colour spaces
 _BT601 = (0, 2, 5, 6)  # also where it is not said: swscale converts that as BT.601
 _FULL_RANGE = 2
@@ -28,24 +30,36 @@ class Pictures:
     one each time.
     """
 
-    def __init__(self) -> None:
-        self._reformatter = import_av().video.reformatter.VideoReformatter()
+    def __init__(self, name: str) -> None:
+        av = import_av()
+        self._name = name
+        self._error = av.error.FFmpegError
+        self._reformatter = av.video.reformatter.VideoReformatter()
         self._crop: tuple[tuple[object, ...], Any] | None = None
 
     def frame(self, picture: av.VideoFrame, pts_seconds: float, arrival: float | None = None) -> Frame:
         """The picture as a frame."""
         plain = _is_plain(picture)
         square: Callable[[], RgbImage] | None = partial(self._square, picture) if _has_square(picture, plain) else None
-        planes = partial(_planes, picture) if plain else None
-        return Frame(pts_seconds, partial(self._rgb, picture), arrival, planes=planes, square=square)
+        planes = partial(self._planes, picture) if plain else None
+        rgb = partial(self._rgb, picture)
+        return Frame(pts_seconds, rgb, arrival, planes=planes, square=square, source=self._name)
+
+    def _planes(self, picture: av.VideoFrame) -> Planes | None:
+        with converting(self._name, self._error):
+            return _planes(picture)
 
     def _rgb(self, picture: av.VideoFrame) -> RgbImage:
-        image = self._converted(picture)
+        with converting(self._name, self._error):
+            image = self._converted(picture)
         turns = picture.rotation // 90 if abs(picture.rotation) <= 360 else 0
         return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
     def _converted(self, picture: av.VideoFrame) -> RgbImage:
         """BICUBIC makes odd-sized and 10-bit video equal to OpenCV's conversion bit for bit."""
+        if picture.format.name in _ABORTING:
+            what = f"{self._name} has pictures of the format {picture.format.name}, which FFmpeg cannot convert"
+            raise VideoError(what, hint="convert it to yuv420p")
         converted = self._reformatter.reformat(picture, format="rgb24", interpolation="BICUBIC", threads=1)
         return np.asarray(converted.to_ndarray(), np.uint8)
 
@@ -58,7 +72,8 @@ class Pictures:
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         width = min(picture.width, -(-(side + left % 2) // _BLOCK) * _BLOCK)
         x, y = min(left, picture.width - width) // 2 * 2, top // 2 * 2
-        image = self._converted(self._cropped(picture, (width, side + 2 * (top % 2), x, y)))
+        with converting(self._name, self._error):
+            image = self._converted(self._cropped(picture, (width, side + 2 * (top % 2), x, y)))
         return image[top - y : top - y + side, left - x : left - x + side]
 
     def _cropped(self, picture: av.VideoFrame, box: tuple[int, int, int, int]) -> av.VideoFrame:

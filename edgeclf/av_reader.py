@@ -24,10 +24,11 @@ MAX_BAD_PACKETS = 100  # in a row; then nothing more is to be expected of the fi
 OPEN_HINT = "check that the file is complete and is a video"
 _DEVICE_HINT = "check that this machine has that device and its driver, or name no hardware"
 _LIST_HINT = "name the videos themselves"
-_SCALE_HINT = "scale the video down first"
+SCALE_HINT = "scale the video down first"
+RATES = (0.1, 1000.0)  # declared frame rates outside are not believed
+USUAL_RATE = 25.0
 _MIN_STEP = 1e-3  # seconds between frames whose time stamps stand still or go back a little
 _MAX_STEP_BACK = 1.0  # seconds; time stamps that go back further start anew
-_RATES = (0.1, 1000.0)  # declared frame rates outside are not believed
 _PLAYLISTS = frozenset({"concat", "hls", "dash", "imf", "sdp"})  # what is read must be what was named
 
 
@@ -53,6 +54,7 @@ class Reader:
         self.packets_read = 0
         self.closed = False
         self._bad_in_a_row = 0
+        self._packets: Iterator[av.Packet[Any]] = iter(())
         self._container = _opened(name, opening)
         try:
             self.stream = _video_stream(self._container, name, opening)
@@ -87,20 +89,26 @@ class Reader:
 
         Those of pictures that are too large are left out and counted. Raises VideoError where a live stream breaks.
         """
-        packets = self._container.demux(self.stream)
+        self._packets = self._container.demux(self.stream)
         while not self.closed and self._bad_in_a_row < MAX_BAD_PACKETS:
-            packet = self._next(packets)
+            packet = self._next()
             if packet is None:
                 return
             if packet.size:
                 self.packets_read += 1  # the empty one is none
-                if self.context.width * self.context.height > MAX_PIXELS:
+                if self._is_large():
                     self._refuse_large()
                     continue
             yield packet
 
     def decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame] | None:
-        """The pictures that come out with this packet, damaged ones too; None, counted, where it cannot be decoded."""
+        """The pictures that come out with this packet, damaged ones too; None, counted, where it cannot be decoded.
+
+        The size is looked at again: when the packet was read, those before it may have waited to be decoded.
+        """
+        if packet.size and self._is_large():
+            self._refuse_large()
+            return None
         try:
             decoded = self.context.decode(packet)
         except import_av().error.FFmpegError:
@@ -125,15 +133,30 @@ class Reader:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1
 
     def account(self, frames: int) -> None:
-        """Count the packets that gave neither a frame nor an error, such as VP8's hidden reference frames."""
-        silent = self.packets_read - frames - sum(self.dropped.values())
+        """Count the packets that gave neither a frame nor an error, such as VP8's hidden reference frames.
+
+        A packet may also be an error and give its picture all the same, which then was counted twice.
+        """
+        silent = self.packets_read - frames - self.lost
         if silent > 0:
             self.dropped["no_picture"] = silent
+        self.count_once(-silent)
+
+    @property
+    def lost(self) -> int:
+        """Pictures that were dropped for any cause."""
+        return sum(self.dropped.values())
+
+    def count_once(self, twice: int) -> None:
+        """Take damaged pictures that were counted twice, if any were, out of the count again."""
+        corrupt = self.dropped.pop("corrupt", 0)
+        if left := corrupt - min(max(twice, 0), corrupt):
+            self.dropped["corrupt"] = left
 
     def raise_if_damaged(self, frames: int) -> None:
         """Raise VideoError where a file gave no frame, or lost some."""
         if lost := self.dropped.get("too_large"):
-            raise VideoError(f"{self.name}: {lost} {_too_large()}", hint=_SCALE_HINT)
+            raise VideoError(f"{self.name}: {lost} {too_large()}", hint=SCALE_HINT)
         lost = self.dropped.get("corrupt", 0)
         if not frames:
             found = f"none of its {lost} pictures can be decoded" if lost else "it holds no picture"
@@ -142,45 +165,68 @@ class Reader:
             hint = "what could be decoded was used; copy or record the file again"
             raise VideoError(f"{self.name} is damaged: {lost} of {lost + frames} pictures are lost", hint=hint)
 
-    def _next(self, packets: Iterator[av.Packet[Any]]) -> av.Packet[Any] | None:
+    def _next(self) -> av.Packet[Any] | None:
         try:
-            return next(packets, None)
+            return self._of_known_stream()
         except (import_av().error.FFmpegError, OSError) as error:
             if self.opening.live:
                 raise VideoError(f"{self.name} broke off: {_reason(error)}", hint="check the connection") from error
+            self.packets_read += 1  # what could not be read
             self.drop("corrupt")
             return None
+
+    def _of_known_stream(self) -> av.Packet[Any] | None:
+        """The next packet. PyAV 18 cannot go on where another stream begins in mid-file, and then has to begin anew."""
+        while not self.closed:
+            try:
+                return next(self._packets, None)
+            except IndexError:
+                self._packets = self._container.demux(self.stream)
+        return None
+
+    def _is_large(self) -> bool:
+        return self.context.width * self.context.height > MAX_PIXELS
 
     def _refuse_large(self) -> None:
         self.drop("too_large")
         if self.opening.live:
-            raise VideoError(f"{self.name}: its {_too_large()}", hint=_SCALE_HINT)
+            raise VideoError(f"{self.name}: its {too_large()}", hint=SCALE_HINT)
 
 
-class Clock:
-    """Presentation times that start at 0 and only grow, whatever the container says."""
+class GrowingTime:
+    """Presentation times that start at 0 and only grow, whatever the stamps say."""
 
     def __init__(self) -> None:
         self._origin: float | None = None
         self._last: float | None = None
 
-    def seconds(self, item: av.VideoFrame | av.Packet[Any]) -> float:
-        """The time of the next picture in order, by its own stamp or that of its packet."""
-        stamp = _stamp(item)
+    def at(self, stamp: float | None, step: float) -> float:
+        """The time of the next picture: by its stamp, or `step` behind the last one where it has none."""
         if self._last is None:
             now = 0.0
         elif stamp is None or self._origin is None:
-            now = self._last + _seconds_of(item)
+            now = self._last + step
         else:
             now = stamp - self._origin
             if now < self._last - _MAX_STEP_BACK:  # another recording was appended: it goes on from here
-                now = self._last + _seconds_of(item)
+                now = self._last + step
                 self._origin = stamp - now
             now = max(now, self._last + _MIN_STEP)
         if self._origin is None and stamp is not None:
             self._origin = stamp - now
         self._last = now
         return now
+
+
+class Clock:
+    """The times of what PyAV gives."""
+
+    def __init__(self) -> None:
+        self._time = GrowingTime()
+
+    def seconds(self, item: av.VideoFrame | av.Packet[Any]) -> float:
+        """The time of the next picture in order, by its own stamp or that of its packet."""
+        return self._time.at(_stamp(item), _seconds_of(item))
 
 
 def import_av() -> Any:
@@ -198,10 +244,11 @@ def _stamp(item: av.VideoFrame | av.Packet[Any]) -> float | None:
 def _seconds_of(item: av.VideoFrame | av.Packet[Any]) -> float:
     base = item.time_base
     step = float(item.duration * base) if item.duration and base else 0.0
-    return step if 1 / _RATES[1] <= step <= 1 / _RATES[0] else 1 / 25
+    return step if 1 / RATES[1] <= step <= 1 / RATES[0] else 1 / USUAL_RATE
 
 
-def _too_large() -> str:
+def too_large() -> str:
+    """What is wrong with pictures beyond the limit, as the end of a sentence."""
     return f"pictures exceed {MAX_PIXELS >> 20} million pixels"
 
 
@@ -213,7 +260,7 @@ def _opened(name: str, opening: Opening) -> InputContainer:
     if opening.hardware is not None and not isinstance(opening.hardware, str):
         given["hwaccel"] = opening.hardware
     try:
-        container = av.open(opening.url or _regular_file(name), **given)
+        container = av.open(opening.url or regular_file(name), **given)
     except (av.error.FFmpegError, OSError) as error:
         hint = _DEVICE_HINT if "hwaccel" in given else OPEN_HINT
         raise VideoError(f"{name} cannot be read as a video: {_reason(error)}", hint=hint) from error
@@ -225,12 +272,15 @@ def _opened(name: str, opening: Opening) -> InputContainer:
     return cast("InputContainer", container)
 
 
-def _regular_file(name: str) -> str:
-    """FFmpeg's name for the file. Pipes and devices, which block for ever, are refused."""
+def regular_file(name: str) -> str:
+    """FFmpeg's name for a path or a `file://` URL. Pipes and devices, which block for ever, are refused."""
     path = Path(name.removeprefix("file://"))
-    mode = path.stat().st_mode if path.exists() else 0
-    if not mode:
-        raise VideoError(f"{name} does not exist", hint="check the path")
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VideoError(f"{name} does not exist", hint="check the path") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{name} cannot be looked at: {_reason(error)}", hint="check the path") from error
     if not stat.S_ISREG(mode):
         raise VideoError(f"{name} is not a regular file", hint="name a video file")
     return f"file:{path}"
@@ -244,10 +294,10 @@ def _video_stream(container: InputContainer, name: str, opening: Opening) -> Vid
     """The first stream of moving pictures; the cover picture of a sound file is none."""
     attached = import_av().stream.Disposition.attached_pic
     for stream in container.streams.video:
-        if not stream.disposition & attached:
+        if stream.codec_context is not None and not stream.disposition & attached:  # None: FFmpeg knows no such codec
             stream.codec_context.thread_count = opening.threads
             return stream
-    raise VideoError(f"{name} holds no video stream", hint="name a file with pictures")
+    raise VideoError(f"{name} holds no video stream that FFmpeg can decode", hint="name a file with pictures")
 
 
 def _decoder(stream: VideoStream, name: str, opening: Opening) -> VideoCodecContext:

@@ -229,6 +229,7 @@ def prompt_frames(
         seconds = clock.seconds(packet)
         wanted = wishes.want(seconds)
         reader.context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        lost = reader.lost
         decoded = reader.good(packet) if wanted or skipping == "references" else []
         if len(decoded) > 1 or any(picture.pts != packet.pts for picture in decoded):
             wishes.given_up, reader.context.skip_frame = True, "DEFAULT"
@@ -236,7 +237,7 @@ def prompt_frames(
                 yield pictures.frame(picture, clock.seconds(picture), arrival)
         elif decoded:
             yield pictures.frame(decoded[0], seconds, arrival)
-        elif not wanted:
+        elif not wanted and reader.lost == lost:
             yield Frame(seconds, _no_image, arrival, decoded=False)
         wishes.owed = wanted and not decoded
 

@@ -14,6 +14,7 @@ from typing import Any
 from edgeclf.av_pictures import Pictures
 from edgeclf.av_reader import Clock, Opening, Reader
 from edgeclf.av_skipping import UnplannedError, planned_frames, prompt_frames, skipping_of
+from edgeclf.errors import VideoError
 from edgeclf.video import Frame, FrameChooser
 
 log = logging.getLogger(__name__)
@@ -56,24 +57,36 @@ class AvSource:
         """Pictures that became no frame, by cause."""
         return self._reader.dropped if self._reader else {}
 
+    @property
+    def received(self) -> int:
+        """Pictures in the packets that were read: once `frames` has ended by itself, its frames and `dropped`."""
+        return self._reader.packets_read if self._reader else 0
+
     def skip_with(self, chooser: FrameChooser) -> None:
         """Leave undecoded what the chooser does not want. A chooser is for one reading."""
         self._chooser = chooser
 
     def frames(self) -> Iterator[Frame]:
         given = 0
-        for frame in self._live_frames() if self.live else self._file_frames():
-            given += 1
-            yield frame
-        if self._reader and not self._closed:
-            self._reader.account(given)
-            if not self.live:
-                self._reader.raise_if_damaged(given)
+        try:
+            for frame in self._live_frames() if self.live else self._file_frames():
+                given += 1
+                yield frame
+        except VideoError:
+            self._account(given)  # not where the caller leaves: what was read ahead is not lost
+            raise
+        self._account(given)
+        if self._reader and not self._closed and not self.live:
+            self._reader.raise_if_damaged(given)
 
     def close(self) -> None:
         self._closed = True
         if reader := self._reader:
             reader.close()
+
+    def _account(self, given: int) -> None:
+        if self._reader and not self._closed:
+            self._reader.account(given)
 
     def _opened(self) -> Reader:
         self._reader = reader = Reader(self.name, self._opening)
@@ -90,7 +103,7 @@ class AvSource:
                 yield from _all_frames(reader)
                 return
             try:
-                for frame in planned_frames(reader, Clock(), Pictures(), self._chooser, skipping):
+                for frame in planned_frames(reader, Clock(), Pictures(self.name), self._chooser, skipping):
                     given, last = given + 1, frame.pts_seconds
                     yield frame
                 return
@@ -105,11 +118,11 @@ class AvSource:
             if self._chooser is None or skipping is None:
                 yield from _arriving_frames(reader)
             else:
-                yield from prompt_frames(reader, Clock(), Pictures(), self._chooser, skipping)
+                yield from prompt_frames(reader, Clock(), Pictures(self.name), self._chooser, skipping)
 
 
 def _all_frames(reader: Reader) -> Iterator[Frame]:
-    clock, pictures = Clock(), Pictures()
+    clock, pictures = Clock(), Pictures(reader.name)
     for packet in reader.packets():
         for picture in reader.good(packet):
             yield pictures.frame(picture, clock.seconds(picture))
@@ -120,19 +133,20 @@ def _frames_after(reader: Reader, given: int, last: float) -> Iterator[Frame]:
 
     Among those that were given undecoded there may be damaged ones; they are not counted a second time.
     """
-    passed = 0
+    missed = given  # of those, not met again
     for frame in _all_frames(reader):
         if frame.pts_seconds <= last:
-            passed += 1
+            missed -= 1
             continue
-        if twice := min(given - passed, reader.dropped.get("corrupt", 0)):
-            reader.dropped["corrupt"] -= twice
-        given = passed = 0
+        reader.count_once(missed)
+        missed = 0
         yield frame
+    if not reader.closed:
+        reader.count_once(missed)
 
 
 def _arriving_frames(reader: Reader) -> Iterator[Frame]:
-    clock, pictures = Clock(), Pictures()
+    clock, pictures = Clock(), Pictures(reader.name)
     arrivals: dict[int | None, float] = {}
     for packet in reader.packets():
         now = arrivals[packet.pts] = time.perf_counter()

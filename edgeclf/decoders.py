@@ -15,23 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgeclf.av_reader import import_av
 from edgeclf.av_source import AvSource
 from edgeclf.errors import EdgeclfError, VideoError, import_extra
-from edgeclf.live_source import (
-    LIVE_SCHEMES,
-    LateSource,
-    LiveSource,
-    Patience,
-    StreamFacts,
-    live_or_recording,
-    open_live,
-    peek,
-)
+from edgeclf.live_source import LateSource, LiveSource, Patience, StreamFacts, live_or_recording, open_live, peek
 from edgeclf.opencv_source import OpenCvSource
-from edgeclf.video import VideoSource, open_video, redacted
-
-CAMERA = re.compile(r"^(?:camera:|/dev/video)?(\d+)$")
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+from edgeclf.video import CAMERA, LIVE_SCHEMES, VideoSource, open_video, plays_file, redacted, scheme_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,7 @@ def open_source(name: str, *, decoder: str = "pyav", short_side: int | None = No
         return open_camera(name)
     if name.startswith("gst:"):
         return open_pipeline(name)
-    if _scheme(name) not in {*LIVE_SCHEMES, "file"}:
+    if scheme_of(name) not in {*LIVE_SCHEMES, "file"}:
         return open_video(name)
     require_decoder(decoder)
     return DECODERS[decoder].open(name, short_side)
@@ -84,7 +73,7 @@ def open_pipeline(name: str) -> VideoSource:
     require_decoder("gstreamer")
     if not re.search(r"\bappsink\b", pipeline):
         raise VideoError(f"{redacted(name)} has no appsink", hint="end it with `! videoconvert ! appsink`")
-    if re.search(r"\b(?:filesrc|multifilesrc)\b|file://", pipeline):
+    if plays_file(pipeline):
         return OpenCvSource(name, pipeline, api="gstreamer")
     return LiveSource(name, connect=partial(OpenCvSource, name, pipeline, api="gstreamer", live=True), burst=False)
 
@@ -98,12 +87,7 @@ def require_decoder(decoder: str) -> None:
 
 
 def _is_live(name: str) -> bool:
-    return _scheme(name) in LIVE_SCHEMES
-
-
-def _scheme(name: str) -> str:
-    found = _SCHEME.match(name)
-    return found.group(1).lower() if found else "file"
+    return scheme_of(name) in LIVE_SCHEMES
 
 
 # --- PyAV, with and without hardware
@@ -124,7 +108,7 @@ def _hwaccel(device: str, name: str) -> Any:
     hwaccel = import_extra("av.codec.hwaccel", "PyAV", "cpu")
     if not _is_live(name):  # a live stream would have to be connected to once more
         codec = peek(name).codec
-        configs = import_extra("av", "PyAV", "cpu").Codec(codec, "r").hardware_configs
+        configs = import_av().Codec(codec, "r").hardware_configs
         if not any(config.device_type.name == device for config in configs):
             raise VideoError(
                 f"{name} is {codec}, which FFmpeg does not decode on {device}", hint="use the decoder pyav"
@@ -136,7 +120,7 @@ def _memory_to_memory(url: str) -> str:
     """The name of the V4L2 decoder for what the URL holds."""
     codec = peek(url).codec
     name = f"{codec}_v4l2m2m"
-    av = import_extra("av", "PyAV", "cpu")
+    av = import_av()
     if name not in av.codecs_available:
         raise VideoError(f"{redacted(url)} is {codec}, for which V4L2 has no decoder", hint="use the decoder pyav")
     return name
@@ -181,11 +165,10 @@ def _import_problem(module: str, package: str) -> str | None:
 
 def _device_problem(device: str) -> str | None:
     """Why FFmpeg cannot open a device of this type, found by opening one."""
-    av = import_extra("av", "PyAV", "cpu")
+    av = import_av()
     hwaccel = import_extra("av.codec.hwaccel", "PyAV", "cpu")
     if device not in hwaccel.hwdevices_available():
         return f"this PyAV was built without {device}; install one that has it (`pip install --no-binary av av`)"
-    av.logging.set_level(None)
     try:
         hwaccel.HWAccel(device, allow_software_fallback=False).create(av.Codec("h264", "r"))
     except (av.error.FFmpegError, OSError, RuntimeError) as error:
@@ -195,7 +178,7 @@ def _device_problem(device: str) -> str | None:
 
 
 def _codec_problem(codec: str) -> str | None:
-    av = import_extra("av", "PyAV", "cpu")
+    av = import_av()
     return None if codec in av.codecs_available else f"this PyAV was built without {codec}; install one that has it"
 
 

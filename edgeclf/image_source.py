@@ -30,6 +30,7 @@ class ImageSource:
         self.rate = rate
         self.decoder = ""
         self.dropped: Mapping[str, int] = {}
+        self.received = 0  # files that were looked at: frames and `dropped`
         self._closed = False
 
     def frames(self) -> Iterator[Frame]:
@@ -37,20 +38,21 @@ class ImageSource:
 
         Unlike a video they may be asked for again, also after `close`.
         """
-        self._closed, self.dropped = False, {}
+        self._closed, self.dropped, self.received = False, {}, 0
         self.decoder = f"OpenCV {_import_cv2().__version__}"
         bad: list[Path] = []
         first: int | None = None
         for index, path in enumerate(self.paths):
             if self._closed:
                 return
+            self.received += 1
             image = _decoded(path)
             if image is None:
                 bad.append(path)
                 self.dropped = {"corrupt": len(bad)}
                 continue
             first = index if first is None else first
-            yield Frame((index - first) / self.rate, partial(_same, image))
+            yield Frame((index - first) / self.rate, partial(_same, image), source=self.name)
         if not self._closed:
             self._raise_if_damaged(bad)
 

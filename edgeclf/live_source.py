@@ -14,16 +14,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from edgeclf.av_reader import import_av, regular_file
 from edgeclf.av_source import AvSource
-from edgeclf.errors import EdgeclfError, VideoError, import_extra
+from edgeclf.errors import EdgeclfError, VideoError
 from edgeclf.video import Frame, FrameChooser, SkippingSource, VideoSource, redacted
 
 log = logging.getLogger(__name__)
 
-LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "rtmp", "rtmps", "srt"})
 _BURST_SECONDS = 5.0  # of pictures at most: a server that sends faster than real time would be stale for ever
 _MIN_STEP = 1e-3  # seconds between the last picture of a connection and the first of the next
 _clock = time.perf_counter
@@ -82,6 +81,7 @@ class LiveSource:
         self._closed = threading.Event()
         self._connection: VideoSource | None = None
         self._dropped: Counter[str] = Counter()
+        self._received = 0  # over the connections that have ended
         self._heard = 0.0  # when the connection was begun, or its last picture came
         self._timeline = _Timeline()
         self._outage = _Outage(self._patience)
@@ -91,6 +91,12 @@ class LiveSource:
         """Counts by cause over all connections."""
         current = self._connection
         return dict(self._dropped + Counter(dict(current.dropped)) if current else self._dropped)
+
+    @property
+    def received(self) -> int:
+        """Pictures that came over all connections, as far as these know."""
+        current = self._connection
+        return self._received + (_received(current) if current else 0)
 
     @property
     def lost_seconds(self) -> float:
@@ -134,8 +140,9 @@ class LiveSource:
                 if not self._closed.is_set():
                     yield from self._admitted(connection, admission)
         finally:
-            self._dropped.update(connection.dropped)
             self._connection = None
+            self._dropped.update(connection.dropped)
+            self._received += _received(connection)
 
     def _admitted(self, connection: VideoSource, admission: _Admission) -> Iterator[Frame]:
         for frame in connection.frames():
@@ -148,6 +155,11 @@ class LiveSource:
             if self._outage.over(self.name, arrival):
                 self.reconnects += 1
             yield replace(frame, pts_seconds=seconds, arrival=arrival)
+
+
+def _received(source: VideoSource) -> int:
+    """Pictures that came, of a source that counts them."""
+    return int(getattr(source, "received", 0))
 
 
 class _Timeline:
@@ -361,6 +373,11 @@ class LateSource:
         """Counts by cause."""
         return self._source.dropped if self._source else {}
 
+    @property
+    def received(self) -> int:
+        """Pictures that came, as far as the source knows."""
+        return _received(self._source) if self._source else 0
+
     def skip_with(self, chooser: FrameChooser) -> None:
         self._chooser = chooser
 
@@ -451,13 +468,13 @@ class StreamFacts:
 
 def peek(name: str, *, patience: Patience | None = None) -> StreamFacts:
     """A look at the first video stream of a file or URL. Raises VideoError where there is none."""
-    av = import_extra("av", "PyAV", "cpu")
-    av.logging.set_level(None)
+    av = import_av()
     waits = _timeout(patience or Patience())
     try:
         with av.open(_for_ffmpeg(name), options=_options(name), timeout=waits, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise VideoError(f"{redacted(name)} holds no video stream", hint="name something with pictures")
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                what = f"{redacted(name)} holds no video stream that FFmpeg can decode"
+                raise VideoError(what, hint="name something with pictures")
             context = container.streams.video[0].codec_context
             seconds = container.duration / av.time_base if container.duration else None
             codec = context.codec.canonical_name
@@ -471,7 +488,4 @@ def _for_ffmpeg(name: str) -> str:
     """The URL, or the regular file, as FFmpeg takes it. Pipes would block for ever."""
     if "://" in name and not name.startswith("file://"):
         return name
-    path = Path(name.removeprefix("file://"))
-    if not path.is_file():
-        raise VideoError(f"{name} does not exist, or is no regular file", hint="check the path")
-    return f"file:{path}"
+    return regular_file(name)

@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclf.errors import VideoError, import_extra
-from edgeclf.video import Frame, FrameChooser, RgbImage, redacted
+from edgeclf.av_reader import MAX_PIXELS, RATES, SCALE_HINT, USUAL_RATE, GrowingTime, import_av, regular_file, too_large
+from edgeclf.errors import EdgeclfError, VideoError, import_extra
+from edgeclf.video import Frame, FrameChooser, RgbImage, converting, redacted
 
 Api = Literal["ffmpeg", "v4l2", "gstreamer"]
-MAX_PIXELS = 64 << 20
 SAME_RUN = 50  # without PyAV, which knows better, so many equal pictures from the start are taken for the fault
 _INTERLACED_FAULT = (4, 13)  # the first version that has it
 _GSTREAMER_LIMITS = (4, 7)  # the first version whose pipelines take time-outs; 4.6 hangs when it is given some
-_MIN_STEP = 1e-3  # seconds between pictures whose times go back a little
-_MAX_STEP_BACK = 1.0  # seconds; times that go back further start anew
-_RATES = (0.1, 1000.0)  # declared frame rates outside are not believed
-_USUAL_RATE = 25.0
 _clock = time.perf_counter
 
 _Picture = NDArray[np.uint8]  # (H, W, 3) BGR, (H, W, 4) BGRx or (H, W) grey
@@ -61,12 +55,14 @@ class OpenCvSource:
         self.name = redacted(name)
         self.decoder = ""
         self.dropped: dict[str, int] = {}
+        self.received = 0  # pictures that were grabbed: once `frames` has ended by itself, its frames and `dropped`
         self._target = target
         self._api: Api = api or ("v4l2" if isinstance(target, int) else "ffmpeg")
         self.live = live
         self._timeout = timeout
         self._chooser: FrameChooser | None = None
         self._closed = False
+        self._refusal: VideoError | None = None  # of a picture; raised behind the frames before it
 
     def skip_with(self, chooser: FrameChooser) -> None:
         self._chooser = chooser
@@ -83,6 +79,8 @@ class OpenCvSource:
             self.decoder = f"OpenCV {cv2.__version__} {capture.getBackendName()}"
             check = self._fault_check(_version(cv2))
             yield from self._judged(reader, check) if self._chooser else self._all(reader, check)
+            if self._refusal:
+                raise self._refusal
             if not self._closed:
                 check.end(reader)
         finally:
@@ -91,7 +89,7 @@ class OpenCvSource:
     def _open(self, cv2: Any) -> Any:
         target = self._target
         if self._api == "ffmpeg" and isinstance(target, str) and "://" not in target:
-            _refuse_irregular(self.name, Path(target))
+            regular_file(target)
         capture = cv2.VideoCapture(target, getattr(cv2, _APIS[self._api]), self._limits(cv2))
         if not capture.isOpened():
             capture.release()
@@ -114,8 +112,7 @@ class OpenCvSource:
 
     def _refuse_large(self, reader: _Reader) -> None:
         if reader.pixels > MAX_PIXELS:
-            many = f"{MAX_PIXELS >> 20} million pixels"
-            raise VideoError(f"{self.name}: its pictures exceed {many}", hint="scale the video down first")
+            raise VideoError(f"{self.name}: its {too_large()}", hint=SCALE_HINT)
 
     def _all(self, reader: _Reader, check: _FaultCheck) -> Iterator[Frame]:
         for moment in self._moments(reader):
@@ -137,16 +134,25 @@ class OpenCvSource:
             yield from _released(waiting, chooser.finish())
 
     def _moments(self, reader: _Reader) -> Iterator[_Moment]:
-        while not self._closed and (moment := reader.grab()):
+        while not (self._closed or self._refusal) and (moment := reader.grab()):
+            self.received += 1
             yield moment
 
     def _frame(self, reader: _Reader, check: _FaultCheck, moment: _Moment) -> Frame | None:
         picture = reader.retrieve()
-        if picture is None:
+        if picture is None or not self._accepts(picture, reader, check):
             self.dropped["corrupt"] = self.dropped.get("corrupt", 0) + 1
             return None
-        check.picture(picture)
-        return Frame(moment.pts_seconds, partial(_rgb, picture), moment.arrival)
+        return Frame(moment.pts_seconds, partial(_rgb, picture, self.name), moment.arrival, source=self.name)
+
+    def _accepts(self, picture: _Picture, reader: _Reader, check: _FaultCheck) -> bool:
+        """Whether the picture is one; if not, the source ends with the reason."""
+        try:
+            _refuse_strange(self.name, picture, reader.declared_size)
+            check.picture(picture)
+        except VideoError as refusal:
+            self._refusal = refusal
+        return self._refusal is None
 
 
 _APIS = {"ffmpeg": "CAP_FFMPEG", "v4l2": "CAP_V4L2", "gstreamer": "CAP_GSTREAMER"}
@@ -191,12 +197,18 @@ class _Reader:
         self._live = live
         self._by_arrival = by_arrival
         rate = float(capture.get(cv2.CAP_PROP_FPS))
-        self.rate = rate if _RATES[0] <= rate <= _RATES[1] else None
-        self.pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        self.rate = rate if RATES[0] <= rate <= RATES[1] else None
+        height, width = self.declared_size()
+        self.pixels = height * width
         self.count = 0
         self.last_seconds = 0.0
-        self._origin = 0.0
-        self._last_stamp = 0.0
+        self._time = GrowingTime()
+        self._last_stamp: float | None = None
+
+    def declared_size(self) -> tuple[int, int]:
+        """(height, width) as the capture says now."""
+        cv2, capture = self._cv2, self._capture
+        return int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
 
     @property
     def declared_seconds(self) -> float | None:
@@ -215,19 +227,9 @@ class _Reader:
         return _Moment(self.last_seconds, arrival)
 
     def _seconds(self, stamp: float) -> float:
-        step = 1 / (self.rate or _USUAL_RATE)
-        if self.count == 0:
-            self._origin = stamp
-            now = 0.0
-        elif stamp == self._last_stamp:
-            now = self.last_seconds + step  # it tells no time
-        elif stamp - self._origin < self.last_seconds - _MAX_STEP_BACK:
-            now = self.last_seconds + step  # another recording was appended: it goes on from here
-            self._origin = stamp - now
-        else:
-            now = max(stamp - self._origin, self.last_seconds + _MIN_STEP)
+        tells_no_time = stamp == self._last_stamp
         self._last_stamp = stamp
-        return now
+        return self._time.at(None if tells_no_time else stamp, 1 / (self.rate or USUAL_RATE))
 
     def retrieve(self) -> _Picture | None:
         """The picture grabbed last; None where it cannot be had."""
@@ -302,8 +304,10 @@ def _is_interlaced(path: str) -> bool | None:
         return None
     try:
         with av.open(path, metadata_errors="ignore") as container:
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                return None
             return any(picture.interlaced_frame for picture in islice(container.decode(video=0), 3))
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
         return None
 
 
@@ -314,31 +318,43 @@ def _content(path: str) -> tuple[float, float | None] | None:
         return None
     try:
         with av.open(path, metadata_errors="ignore") as container:
+            if not container.streams.video:
+                return None
             stream = container.streams.video[0]
             rate = stream.average_rate
             seconds = float(stream.frames / rate) if stream.frames and rate else None
             return sum(packet.size > 0 for packet in container.demux(stream)), seconds
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError, IndexError):
         return float("inf"), None  # it cannot even be read to its end
 
 
 def _optional_av() -> Any:
     try:
-        import av
-    except ImportError:
+        return import_av()
+    except (EdgeclfError, ImportError):
         return None
-    av.logging.set_level(None)
-    return av
 
 
-def _rgb(picture: _Picture) -> RgbImage:
+def _refuse_strange(name: str, picture: _Picture, declared_size: Callable[[], tuple[int, int]]) -> None:
+    """Raise VideoError where a picture is not 8-bit BGR, BGRx or grey.
+
+    YUY2 has two channels. I420 and NV12 look like a grey picture that is half as high again as the capture says.
+    """
+    channels = picture.shape[2] if picture.ndim == 3 else 1
+    known = picture.dtype == np.uint8 and picture.ndim in (2, 3) and channels in (1, 3, 4)
+    if not known or (channels == 1 and picture.shape[:2] != declared_size()):
+        found = f"{'x'.join(map(str, picture.shape))} of {picture.dtype}"
+        hint = "add `videoconvert ! video/x-raw,format=BGR` before the appsink, or have the camera give BGR"
+        raise VideoError(f"{name} gives pictures of an unknown format ({found})", hint=hint)
+
+
+def _rgb(picture: _Picture, name: str) -> RgbImage:
     """uint8 (H, W, 3) RGB of what OpenCV or a pipeline gave."""
     cv2 = import_extra("cv2", "OpenCV", "cpu")
-    codes = {2: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
-    channels = picture.shape[2] if picture.ndim == 3 else picture.ndim
-    if channels == 1:
-        picture, channels = picture[..., 0], 2
-    return np.asarray(cv2.cvtColor(picture, codes[channels]), np.uint8)
+    codes = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
+    with converting(name, cv2.error):
+        channels = picture.shape[2] if picture.ndim == 3 else 1
+        return np.asarray(cv2.cvtColor(picture, codes[channels]), np.uint8)
 
 
 def _version(cv2: Any) -> tuple[int, ...]:
@@ -351,11 +367,3 @@ def _import_cv2() -> Any:
     with suppress(AttributeError):  # old versions have no such setting
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors say what matters of it
     return cv2
-
-
-def _refuse_irregular(name: str, path: Path) -> None:
-    """Pipes and devices would block for ever, in spite of every time-out."""
-    if not path.exists():
-        raise VideoError(f"{name} does not exist", hint="check the path")
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise VideoError(f"{name} is not a regular file", hint="name a video file")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeclf.errors import import_extra
 from edgeclf.specs import PreprocessSpec
-from edgeclf.video import Frame, Planes, RgbImage
+from edgeclf.video import Frame, Planes, RgbImage, converting
 
 _Size = tuple[int, int]  # (height, width)
 
@@ -21,13 +21,15 @@ def preprocess(frame: Frame, spec: PreprocessSpec) -> RgbImage:
     """The frame's picture cropped, resized and coloured as `spec` says: a new uint8 (height, width, 3) array.
 
     Where the spec says `planes` and the frame has some, they are resized and become RGB behind that. Else this is
-    `preprocess_frame` of the frame's image, of which no more is converted than is needed.
+    `preprocess_frame` of the frame's image, of which no more is converted than is needed. Raises VideoError where the
+    picture cannot be converted or resized.
     """
-    if spec.resize == "planes" and frame.planes and (planes := frame.planes()):
-        return _from_planes(planes, spec)
-    if spec.crop == "center_square" and frame.square:
-        return preprocess_frame(frame.square(), spec)
-    return preprocess_frame(frame.image, spec)
+    with converting(frame.source, _import_cv2().error):
+        if spec.resize == "planes" and frame.planes and (planes := frame.planes()):
+            return _from_planes(planes, spec)
+        if spec.crop == "center_square" and frame.square:
+            return preprocess_frame(frame.square(), spec)
+        return preprocess_frame(frame.image, spec)
 
 
 def preprocess_frame(image: RgbImage, spec: PreprocessSpec) -> RgbImage:

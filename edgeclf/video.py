@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,11 +36,17 @@ class Planes:
 
 _SUFFIXES = "3g2 3gp asf avi flv gif h264 h265 m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "rtmp", "rtmps", "srt")
+CAMERA = re.compile(r"^(?:camera:|/dev/video)?(\d+)$")  # a file of such a name is written ./0
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_CAMERA = re.compile(r"^(?:camera:|/dev/video)?\d+$")  # a file of such a name is written ./0
+_PLAYS_FILE = re.compile(r"\b(?:filesrc|multifilesrc)\b|file://")
 _CREDENTIALS = re.compile(r"(?<=://)\S+@")  # to the last @: passwords hold @ and / too
-_SECRETS = re.compile(
-    r"([?&](?:user|usr|username|login|pass|passwd|password|pwd|token|key|auth)=)[^&#\s]+", re.IGNORECASE
+_PRIVATE = r"[\w-]*(?:token|key|secret|signature|credential|password|passwd|passphrase)"
+_SECRETS = re.compile(rf"([?&;#](?:user|usr|username|login|pass|pwd|auth|sig|{_PRIVATE})=)[^&#\s]+", re.IGNORECASE)
+_SECRET_PROPERTIES = re.compile(  # of GStreamer's elements; their values may be quoted and have a type before them
+    rf"(?<![\w?&;#-])((?:user-id|user-pw|proxy-id|proxy-pw|username|{_PRIVATE})\s*=\s*(?:\(\w+\)\s*)?)"
+    r"""("(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|(?:\\.|\S)+)""",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -59,6 +66,7 @@ class Frame:
     decoded: bool = True
     planes: Callable[[], Planes | None] | None = None
     square: Callable[[], RgbImage] | None = None  # the centre square of `image`, equal to the bit
+    source: str = ""  # the name of where it comes from, for errors
 
     @property
     def image(self) -> RgbImage:
@@ -131,7 +139,6 @@ class FrameChooser(Protocol):
         """No picture follows; the verdicts that were still open."""
 
 
-_LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp", "rtp", "rtmp", "rtmps", "srt")
 _SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(
     "kind of source",
     {
@@ -139,7 +146,7 @@ _SCHEMES: Registry[Callable[[str], VideoSource]] = Registry(
         "synthetic": "edgeclf.theatre:open_synthetic",
         "camera": "edgeclf.decoders:open_camera",
         "gst": "edgeclf.decoders:open_pipeline",
-        **dict.fromkeys(_LIVE_SCHEMES, "edgeclf.live_source:open_live"),
+        **dict.fromkeys(LIVE_SCHEMES, "edgeclf.live_source:open_live"),
     },
     error=VideoError,
     group="edgeclf.sources",
@@ -156,10 +163,20 @@ def open_video(source: str | Path) -> VideoSource:
 
 def _kind_of(name: str) -> str:
     """What the registry calls the source: `camera`, `gst`, the scheme of a URL, or `file`."""
-    if _CAMERA.match(name):
+    if CAMERA.match(name):
         return "camera"
-    scheme = _SCHEME.match(name)
-    return "gst" if name.startswith("gst:") else scheme.group(1).lower() if scheme else "file"
+    return "gst" if name.startswith("gst:") else scheme_of(name)
+
+
+def scheme_of(name: str) -> str:
+    """The scheme of a URL in small letters; `file` of what is none."""
+    found = _SCHEME.match(name)
+    return found.group(1).lower() if found else "file"
+
+
+def plays_file(pipeline: str) -> bool:
+    """Whether a GStreamer pipeline reads a file, which waits for who reads it."""
+    return bool(_PLAYS_FILE.search(pipeline))
 
 
 def is_live(source: str | Path | VideoSource) -> bool:
@@ -168,13 +185,34 @@ def is_live(source: str | Path | VideoSource) -> bool:
     An object says so by an attribute `live`.
     """
     if isinstance(source, (str, Path)):
-        return _kind_of(str(source)) in {"camera", "gst", *_LIVE_SCHEMES}
+        kind = _kind_of(str(source))
+        return not plays_file(str(source)) if kind == "gst" else kind in {"camera", *LIVE_SCHEMES}
     return bool(getattr(source, "live", False))
 
 
 def redacted(source: str) -> str:
-    """The source without user name and password, before its host or in its query; fit for logs and records."""
+    """The source without user name, password and keys; fit for logs and records.
+
+    They stand before a host, in a query, or are properties of a GStreamer pipeline.
+    """
+    if source.startswith("gst:"):
+        source = _SECRET_PROPERTIES.sub(r"\1***", source)
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", source))
+
+
+@contextmanager
+def converting(name: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns what one picture raises inside into a VideoError of its source, so that no other source ends with it.
+
+    errors: those of the library that converts, besides MemoryError and ValueError.
+    """
+    caught: tuple[type[Exception], ...] = (MemoryError, ValueError, *errors)
+    try:
+        yield
+    except caught as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "err", None) or str(error) or type(error).__name__
+        hint = "convert the video to H.264 in MP4, or try another decoder"
+        raise VideoError(f"{name or 'a source'} holds a picture that cannot be used: {reason}", hint=hint) from error
 
 
 def expand_sources(names: Iterable[str]) -> list[str]:
@@ -211,7 +249,10 @@ def _listed(name: str) -> list[str]:
         lines = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise NoSourceError(f"the list {name[1:]} cannot be read: {error}", hint="name a text file") from error
-    found = [line for line in lines if line and not line.startswith(("#", "@"))]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if nested := next((line for line in found if line.startswith("@")), None):
+        hint = f"copy the lines of {nested[1:]} into it; a file of that name is written ./{nested}"
+        raise NoSourceError(f"the list {name[1:]} names the list {nested}; lists do not nest", hint=hint)
     if not found:
         raise NoSourceError(f"the list {name[1:]} names no source", hint="write one a line")
     return found

@@ -3,16 +3,23 @@ from __future__ import annotations
 import os
 import random
 import wave
+from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
-from edgeclf.av_reader import Clock
+from edgeclf.av_pictures import Pictures
+from edgeclf.av_reader import Clock, Opening, Reader
 from edgeclf.av_source import AvSource
 from edgeclf.errors import VideoError
+from edgeclf.video import Frame
 from tests.support.videos import BLUE, RED, moving, plain, write_video
 
 
@@ -238,3 +245,124 @@ def test_every_packet_is_accounted_for(shared_data: Path) -> None:
             packets = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
         count, _, dropped = read_all(path)
         assert count + sum(dropped.values()) == packets, path.name
+
+
+class EveryFifth:
+    """Wants every fifth picture."""
+
+    def __init__(self) -> None:
+        self._seen = -1
+
+    def add(self, pts_seconds: float) -> list[bool]:
+        self._seen += 1
+        return [self._seen % 5 == 0]
+
+    def finish(self) -> list[bool]:
+        return []
+
+
+def unaccounted(path: Path, *, skip: bool, live: bool = False) -> int:
+    """Pictures that were received and are neither a frame nor dropped."""
+    source = AvSource(str(path), url=f"file:{path}" if live else None, live=live)
+    if skip:
+        source.skip_with(EveryFifth())
+    count = 0
+    with suppress(VideoError):
+        for _ in source.frames():
+            count += 1
+    return source.received - count - sum(source.dropped.values())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_was_received_is_a_frame_or_dropped(shared_data: Path, skip: bool, live: bool) -> None:
+    paths = [path for name in ("odd", "streams") for path in (shared_data / name).rglob("*.*")]
+    videos = sorted(path for path in paths if path.suffix not in (".csv", ".md", ".json"))
+    left = {path.name: unaccounted(path, skip=skip, live=live) for path in videos}
+    assert len(left) > 20
+    assert {name: count for name, count in left.items() if count} == {}
+
+
+def damaged(path: Path, seed: int) -> Path:
+    """The file with 40 bits flipped behind its head."""
+    data, flips = bytearray(path.read_bytes()), random.Random(seed)
+    for _ in range(40):
+        data[flips.randrange(len(data) // 4, len(data))] ^= 1 << flips.randrange(8)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
+def test_what_was_received_of_a_damaged_file_is_a_frame_or_dropped(tmp_path: Path, name: str, codec: str) -> None:
+    for seed in range(6):
+        path = damaged(write_video(tmp_path / name, moving(60), codec=codec), seed)
+        assert [unaccounted(path, skip=skip) for skip in (False, True)] == [0, 0], f"seed {seed}"
+
+
+def test_skipping_reader_that_meets_no_good_frame_again_counts_each_picture_once(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", moving(30), codec="mjpeg", pixel_format="yuvj420p")
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for at, size in packets[20:]:
+        data[at + 8 : at + size] = bytes(size - 8)
+    for at, size in packets[17:20]:
+        data[at + 8 : at + size] = bytes(size - 8)
+    path.write_bytes(data)
+    assert unaccounted(path, skip=True) == unaccounted(path, skip=False) == 0
+    source = AvSource(str(path))
+    source.skip_with(EveryFifth())
+    with suppress(VideoError):
+        list(source.frames())
+    assert source.received == 30
+
+
+def gone() -> Iterator[Any]:
+    """Packets of a connection that is no more."""
+    raise OSError("gone")
+    yield
+
+
+def test_pictures_that_a_broken_connection_swallowed_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mkv", moving(40), codec="libx264", options={"x264-params": "bframes=2:b-adapt=0"})
+    following, packets = Reader._next, count(1)
+
+    def breaking(reader: Reader) -> Any:
+        if next(packets) > 20:
+            reader._packets = gone()
+        return following(reader)
+
+    monkeypatch.setattr(Reader, "_next", breaking)
+    source = AvSource("cam", url=f"file:{path}", live=True)
+    frames: list[Frame] = []
+    with pytest.raises(VideoError, match="cam broke off"):
+        frames.extend(source.frames())
+    assert len(frames) < 20
+    assert (source.received, source.dropped) == (20, {"no_picture": 20 - len(frames)})
+
+
+def test_packet_that_waited_is_refused_if_pictures_became_too_large_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", plain(RED, 1))
+    with Reader(str(path), Opening()) as reader:
+        packet = next(reader.packets())
+        monkeypatch.setattr("edgeclf.av_reader.MAX_PIXELS", 48 * 64 - 1)
+        assert reader.decode(packet) is None
+        assert reader.dropped == {"too_large": 1}
+
+
+def test_pixel_format_on_which_ffmpeg_would_end_the_process_is_refused() -> None:
+    frame = Pictures("exr").frame(av.VideoFrame(64, 48, "yaf32le"), 0.0)
+    with pytest.raises(VideoError, match="exr has pictures of the format yaf32le"):
+        _ = frame.image
+
+
+def test_picture_that_ffmpeg_cannot_convert_is_an_error_of_its_source() -> None:
+    frame = Pictures("cam").frame(av.VideoFrame(64, 48, "gray32le"), 0.0)
+    with pytest.raises(VideoError, match="cam holds a picture that cannot be used"):
+        _ = frame.image

@@ -197,7 +197,7 @@ def test_picture_that_cannot_be_had_is_counted(use: Callable[..., Any]) -> None:
     use(FakeCapture([picture(1), None, picture(3)]))
     source = OpenCvSource("cam", 0, live=True)
     assert [frame.image.max() for frame in read(source)[0]] == [1, 3]
-    assert source.dropped == {"corrupt": 1}
+    assert (source.received, source.dropped) == (3, {"corrupt": 1})
 
 
 # --- skipping
@@ -316,6 +316,33 @@ def test_pictures_of_pipelines_become_rgb(use: Callable[..., Any], shape: tuple[
     frames, _ = read(OpenCvSource("gst", "videotestsrc ! appsink", api="gstreamer", live=True))
     assert frames[0].image.shape == (4, 6, 3)
     assert frames[0].image[1, 1].tolist() == ([0, 0, 200] if shape[-1] in (3, 4) else [frames[0].image[1, 1, 0]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((4, 6, 2), np.uint8), ((6, 6), np.uint8), ((6, 6, 1), np.uint8), ((4, 6), np.uint16), ((4, 6, 5), np.uint8)],
+    ids=["YUY2", "I420", "NV12", "GRAY16", "five channels"],
+)
+def test_pictures_of_unknown_formats_are_refused_behind_the_good_ones(
+    use: Callable[..., Any], shape: tuple[int, ...], kind: type
+) -> None:
+    use(FakeCapture([picture(1), np.zeros(shape, kind), picture(2)]))
+    source = OpenCvSource("gst: x", "videotestsrc ! appsink", api="gstreamer", live=True)
+    frames, message = read(source)
+    assert [frame.image.max() for frame in frames] == [1]
+    assert message.startswith("gst: x gives pictures of an unknown format")
+    assert "videoconvert ! video/x-raw,format=BGR" in message
+    assert (source.received, source.dropped) == (2, {"corrupt": 1})
+
+
+def test_frames_that_wait_for_their_verdict_come_before_a_refusal(use: Callable[..., Any]) -> None:
+    use(FakeCapture([*(picture(n) for n in range(4)), np.zeros((4, 6, 2), np.uint8)]))
+    source = OpenCvSource("gst: x", "videotestsrc ! appsink", api="gstreamer", live=True)
+    source.skip_with(EveryThird(late=3))
+    frames, message = read(source)
+    assert [frame.decoded for frame in frames] == [True, False, False, True]
+    assert "unknown format" in message
+    assert source.received == len(frames) + sum(source.dropped.values()) == 5
 
 
 # --- GStreamer, with an OpenCV of the system that has it

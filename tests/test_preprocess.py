@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgeclf.av_source import AvSource
+from edgeclf.errors import VideoError
 from edgeclf.preprocess import preprocess, preprocess_frame
 from edgeclf.specs import PreprocessSpec
 from edgeclf.video import Frame, Planes, RgbImage
@@ -173,3 +174,9 @@ def test_planes_of_real_video_stay_within_the_tolerance(shared_data: Path, name:
     errors = [error_of(frame, PreprocessSpec((224, 224))) for frame in frames]
     assert max(errors) > 0
     assert np.mean(errors) < 1.2
+
+
+def test_picture_that_cannot_be_resized_ends_its_source_alone() -> None:
+    frame = Frame(0.0, lambda: np.zeros((0, 0, 3), np.uint8), source="cam")
+    with pytest.raises(VideoError, match="cam holds a picture that cannot be used"):
+        preprocess(frame, PreprocessSpec((8, 8)))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeclf.errors import VideoError
-from edgeclf.video import expand_sources, open_video, redacted
+from edgeclf.errors import NoSourceError, VideoError
+from edgeclf.video import converting, expand_sources, is_live, open_video, redacted
 
 
 def touch(*paths: Path) -> None:
@@ -48,3 +48,60 @@ def test_credentials_do_not_reach_records() -> None:
     assert redacted("rtsp://admin:geheim@cam/1") == "rtsp://***@cam/1"
     assert redacted("rtsp://admin:p@ss/w@cam/1") == "rtsp://***@cam/1"
     assert redacted("a@b.mp4") == "a@b.mp4"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("http://cam/v?access_token=geheim&x=1", "http://cam/v?access_token=***&x=1"),
+        ("http://cam/v?x=1&apikey=geheim", "http://cam/v?x=1&apikey=***"),
+        ("https://store/a.mp4?sig=geheim&X-Amz-Signature=geheim", "https://store/a.mp4?sig=***&X-Amz-Signature=***"),
+        ("https://store/a.mp4#id_token=geheim", "https://store/a.mp4#id_token=***"),
+        (
+            "gst: rtspsrc location=rtsp://cam user-id=geheim user-pw=geheim ! decodebin ! appsink",
+            "gst: rtspsrc location=rtsp://cam user-id=*** user-pw=*** ! decodebin ! appsink",
+        ),
+        ('gst: souphttpsrc proxy-pw="ge heim \\" x" proxy-id = geheim ! appsink', None),
+        ("gst: rtspsrc user-pw='ge heim' ! appsink", None),
+        ('gst: srtsrc uri="srt://h?passphrase=geheim" passphrase=(string)"ge heim" ! appsink', None),
+        ('gst: rtspsrc user-pw="ge heim', None),
+        ("gst: v4l2src ! x264enc key-int-max=30 ! appsink", "gst: v4l2src ! x264enc key-int-max=30 ! appsink"),
+        ("a?monkeys=3.mp4", "a?monkeys=3.mp4"),
+    ],
+)
+def test_keys_and_passwords_do_not_reach_records(source: str, shown: str | None) -> None:
+    assert "heim" not in redacted(source)
+    assert shown is None or redacted(source) == shown
+
+
+def test_list_that_names_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one.mp4\n@b.txt\n")
+    with pytest.raises(NoSourceError, match=r"names the list @b\.txt; lists do not nest"):
+        expand_sources([f"@{tmp_path / 'a.txt'}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "live"),
+    [
+        ("gst: filesrc location=a.mp4 ! decodebin ! appsink", False),
+        ("gst: uridecodebin uri=file:///a.mp4 ! appsink", False),
+        ("gst: v4l2src ! appsink", True),
+        ("0", True),
+        ("RTSP://cam", True),
+        ("a.mp4", False),
+        ("synthetic://walk", False),
+    ],
+)
+def test_name_tells_whether_pictures_come_at_their_own_pace(name: str, live: bool) -> None:
+    assert is_live(name) == live
+
+
+def test_error_of_one_picture_is_one_of_its_source() -> None:
+    with (
+        pytest.raises(VideoError, match=r"a\.mp4 holds a picture that cannot be used: MemoryError") as caught,
+        converting("a.mp4"),
+    ):
+        raise MemoryError
+    assert isinstance(caught.value.__cause__, MemoryError)
+    with pytest.raises(ZeroDivisionError), converting("a.mp4"):  # a bug of ours is not the source's
+        raise ZeroDivisionError
