@@ -385,5 +385,7 @@ def test_pipeline_scales_a_file_before_the_cpu_sees_it(tmp_path: Path) -> None:
     assert seen["shape"] == [48, 64, 3]
     assert len(seen["times"]) == 25
     assert seen["times"] == sorted(set(seen["times"]))
-    assert seen["times"] == pytest.approx([n / 25 for n in range(25)], abs=0.0801)  # GStreamer's position may lag
+    assert seen["times"] == pytest.approx(
+        [n / 25 for n in range(25)], abs=0.2401
+    )  # GStreamer tells the position of the pipeline, whose queues hold some pictures
     assert seen["means"][12] == pytest.approx(RED, abs=15)
