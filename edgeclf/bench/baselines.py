@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.bench.devices import Choice, open_one
-from edgeclf.bench.loops import Loop, Work, pass_over, run_of
+from edgeclf.bench.loops import ONE_THREAD, Loop, Work, pass_over, run_of
 from edgeclf.bench.rows import RowName
 from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.clips import Clip, ClipAssembler, Sample, padded, sampler_of
-from edgeclf.errors import SessionError, VideoError, import_extra
+from edgeclf.errors import EdgeclfError, SessionError, VideoError, import_extra
 from edgeclf.model_directory import load_keras, open_keras_model, read_description
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import BF16, Model
@@ -35,8 +35,10 @@ KERAS = "Keras predict, frame by frame"
 TF_FUNCTION = "tf.function, batches of 8"
 OPENCV = "OpenCV + ONNX Runtime defaults"
 RECOMPUTED = "every window recomputed"
+OVERLAP = f"{RECOMPUTED}, by {ONE_THREAD}"  # the ratio of these two, which both run on one thread
 SAME_AS_KERAS = 1e-4
 _KERAS_BATCH = 8
+_NO_PIXELS: NDArray[np.uint8] = np.zeros((0, 0, 3), np.uint8)
 
 Extract = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
@@ -113,14 +115,15 @@ def recompute_loop(model: Model, sources: Sequence[str], batch: int) -> Loop:
     frames_of = partial(_as_we_decode, preprocess=model.preprocess, clip=clip_spec)
     work = partial(_one_thread, sources, clip_spec, frames_of, _as_it_is, classified)
     name = RowName(RECOMPUTED, "baseline", model.extractor.placement, 1, batch)
-    return Loop(name, partial(run_of, work), tolerance=None, required=False)
+    return _optional(name, work)
 
 
 def opencv_loop(bundle: ModelBundle, model: Model, sources: Sequence[str], precision: str) -> Loop:
     """A well-written loop on one thread: OpenCV decodes, ONNX Runtime as it comes runs each sampled frame once."""
     ort = import_extra("onnxruntime", "ONNX Runtime", "cpu")
     graph = bundle.graph(bundle.extractor, precision)
-    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    with _as_session_error(OPENCV):
+        session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     taken, clip_spec = session.get_inputs()[0].name, model.clip.of_stream()
 
     def feature_of(pixels: NDArray[np.uint8]) -> NDArray[Any]:
@@ -130,7 +133,7 @@ def opencv_loop(bundle: ModelBundle, model: Model, sources: Sequence[str], preci
     frames_of = partial(_as_opencv_decodes, preprocess=model.preprocess, clip=clip_spec)
     work = partial(_one_thread, sources, clip_spec, frames_of, feature_of, partial(_classified, model))
     placement = Placement("onnxruntime", "CPU", "cpu", precision, 0)
-    return Loop(RowName(OPENCV, "baseline", placement), partial(run_of, work), tolerance=None, required=False)
+    return _optional(RowName(OPENCV, "baseline", placement), _with_opencv_threads(work))
 
 
 def _one_thread(
@@ -153,7 +156,8 @@ def _one_thread(
 
 def queue_loop(bundle: ModelBundle, model: Model, sources: Sequence[str], precision: str) -> Loop:
     """OpenCV decodes, and OpenVINO's own asynchronous queue runs the sampled frames, tuned for throughput."""
-    queue, placement = _infer_queue(bundle, precision)
+    with _as_session_error(queue_name(precision)):
+        queue, placement = _infer_queue(bundle, precision)
 
     def work() -> Work:
         tally, picked = _Tally(), list[_Picked]()
@@ -162,12 +166,11 @@ def queue_loop(bundle: ModelBundle, model: Model, sources: Sequence[str], precis
         for source in sources:
             for frame in _as_opencv_decodes(source, tally, model.preprocess, model.clip.of_stream()):
                 queue.start_async({0: frame.pixels[None]}, len(picked))
-                picked.append(replace(frame, pixels=frame.pixels[:0]))
+                picked.append(replace(frame, pixels=_NO_PIXELS))
         queue.wait_all()
         return Work(tuple(_clips_of(model, sources, picked, features)), tally.frames, tally.pictures)
 
-    name = RowName(queue_name(precision), "baseline", placement, len(queue))
-    return Loop(name, partial(run_of, work), tolerance=None, required=False)
+    return _optional(RowName(queue_name(precision), "baseline", placement, len(queue)), _with_opencv_threads(work))
 
 
 def _infer_queue(bundle: ModelBundle, precision: str) -> tuple[Any, Placement]:
@@ -223,7 +226,43 @@ def processes_loop(
         )
 
     name = RowName(processes_name(count), "baseline", model.extractor.placement, count, batch)
-    return Loop(name, partial(run_of, work, children=True), tolerance=None, required=False)
+    return _optional(name, work, children=True)
+
+
+def _optional(name: RowName, work: Callable[[], Work], *, children: bool = False) -> Loop:
+    """A loop that has a row with the reason where it fails, and whose scores may differ."""
+
+    def checked() -> Work:
+        with _as_session_error(name.name):
+            return work()
+
+    return Loop(name, partial(run_of, checked, children=children), tolerance=None, required=False)
+
+
+@contextmanager
+def _as_session_error(name: str) -> Iterator[None]:
+    """Whatever the libraries of a baseline raise becomes a SessionError: each has errors of its own kind."""
+    try:
+        yield
+    except EdgeclfError:
+        raise
+    except Exception as error:
+        raise SessionError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _with_opencv_threads(work: Callable[[], Work]) -> Callable[[], Work]:
+    """The work with OpenCV's own number of threads, as without our loop, which keeps it on one."""
+
+    def as_it_comes() -> Work:
+        cv2: Any = import_extra("cv2", "OpenCV", "cpu")
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(-1)
+        try:
+            return work()
+        finally:
+            cv2.setNumThreads(before)
+
+    return as_it_comes
 
 
 _in_process: list[tuple[Model, LoopOptions]] = []
@@ -252,9 +291,9 @@ def _as_we_decode(source: str, tally: _Tally, preprocess: PreprocessSpec, clip: 
 
 
 def _as_opencv_decodes(source: str, tally: _Tally, preprocess: PreprocessSpec, clip: ClipSpec) -> Iterator[_Picked]:
-    """The same frames as tutorials get them: every picture is read, those that are sampled become RGB."""
+    """The same frames out of OpenCV: every picture is decoded (`grab`), those that are asked for are converted."""
     sampler, stack = sampler_of(clip, lambda: 1), PictureStack(preprocess)
-    for frame in _opencv_frames(source):
+    for frame in _opencv_frames(source, keeping=preprocess.stack > 1):
         tally.pictures += 1
         sample = sampler.sample(frame.pts_seconds)
         stack.add(frame, restart=sample.restart)
@@ -263,25 +302,32 @@ def _as_opencv_decodes(source: str, tally: _Tally, preprocess: PreprocessSpec, c
             yield _Picked(source, stack.pixels(), frame.pts_seconds, sample)
 
 
-def _opencv_frames(source: str) -> Iterator[Frame]:
+def _opencv_frames(source: str, *, keeping: bool) -> Iterator[Frame]:
+    """The frames of a file. keeping: their pixels stay; without, they are there until the next frame is taken."""
     cv2: Any = import_extra("cv2", "OpenCV", "cpu")
     capture = cv2.VideoCapture(source) if Path(source).is_file() else None
     if capture is None or not capture.isOpened():
         raise VideoError(f"OpenCV does not open {source}", hint="name video files")
     first: float | None = None
     try:
-        while True:
-            ok, picture = capture.read()
-            if not ok:
-                return
+        while capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             first = seconds if first is None else first
-            yield Frame(seconds - first, partial(cv2.cvtColor, picture, cv2.COLOR_BGR2RGB))
+            convert = partial(_retrieved, cv2, capture)
+            yield Frame(seconds - first, partial(_as_it_is, convert()) if keeping else convert)
     finally:
         capture.release()
 
 
-def _as_it_is(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+def _retrieved(cv2: Any, capture: Any) -> NDArray[np.uint8]:
+    ok, picture = capture.retrieve()
+    if not ok:
+        raise VideoError("OpenCV gave no picture where it had found one", hint="name other video files")
+    image: NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return image
+
+
+def _as_it_is(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels
 
 

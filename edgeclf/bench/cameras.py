@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 
+import numpy as np
+
+from edgeclf.clips import ClipAssembler, RateSampler
 from edgeclf.errors import VideoError
+from edgeclf.specs import ClipSpec
 from edgeclf.video import Frame, RgbImage, open_video
 
 Clock = Callable[[], float]
@@ -21,6 +25,7 @@ Pictures = Callable[[], Iterator[Frame]]
 MOST_PICTURES = 250  # that are kept in memory of one source
 MOST_BYTES = 256 << 20  # about; a picture of 1080p is 6 MB
 _POLL_SECONDS = 0.02
+_NO_FEATURE = np.zeros(1, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,8 @@ class PacedCamera:
 
     First comes a lead of `lead_seconds` of video as fast as it is taken, never dropped, so that clips are full when the
     show begins; somebody has to tell the show that it was taken. A picture is decoded when it has come; while that
-    takes too long, the next ones have come meanwhile, as in a socket's buffer.
+    takes too long, the next ones have come meanwhile, as in a socket's buffer. Every picture is decoded, also where a
+    real camera's stream would let some be skipped, so that it costs no less than a real camera does.
     """
 
     live = True
@@ -136,7 +142,7 @@ class PacedCamera:
         self._pictures = pictures
         self._plan = plan
         self._show = show
-        self._lead_pictures = round(lead_seconds * plan.fps)
+        self._lead_pictures = _pictures_in(lead_seconds, plan)
         self._clock = clock
         self._wait = wait or show.wait
         self._closed = False
@@ -170,6 +176,30 @@ class PacedCamera:
 
     def _over(self) -> bool:
         return self._closed or self._show.is_over(self._clock())
+
+
+def labels_due(plan: CameraPlan, clip: ClipSpec, lead_seconds: float, begin_seconds: float, end_seconds: float) -> int:
+    """How many pictures of a camera make a full clip due, of those that come in this stretch of its time on show.
+
+    It is what the loop gives if it drops nothing: its own sampler and clips run over the times of the pictures. So
+    where an outage empties the clip, none is due until it is full again.
+    """
+    sampler, clips, lead = RateSampler(clip), ClipAssembler(clip), _pictures_in(lead_seconds, plan)
+
+    def is_due(pts_seconds: float) -> bool:
+        sample = sampler.sample(pts_seconds)
+        due = clips.add(_NO_FEATURE, pts_seconds, sample) if sample.slots else []
+        return any("partial" not in clip.flags for clip in due)
+
+    for number in range(lead):
+        is_due(number / plan.fps)
+    coming = takewhile(lambda arrival: arrival.due_seconds < end_seconds, plan.arrivals())
+    due = [arrival for arrival in coming if is_due(lead / plan.fps + arrival.pts_seconds)]
+    return sum(arrival.due_seconds >= begin_seconds for arrival in due)
+
+
+def _pictures_in(seconds: float, plan: CameraPlan) -> int:
+    return round(seconds * plan.fps)
 
 
 def decoded_again(source: str) -> Iterator[Frame]:

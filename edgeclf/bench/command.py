@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgeclf.specs import Device
 
 SCENARIOS = ("offline", "single-stream", "multi-stream", "stages")
 _COMPARE = "compare"
+_GIVEN = "edgeclf.bench.given"  # the words behind `bench`, in the context
 _Record = dict[str, Any]
 
 
@@ -27,7 +27,10 @@ class _BenchCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         if args[:1] != [_COMPARE]:
-            return super().make_context(info_name, args, parent, **extra)
+            given = tuple(args)  # parsing empties the list
+            context = super().make_context(info_name, args, parent, **extra)
+            context.meta[_GIVEN] = given
+            return context
         from edgeclf.bench.compare_command import compare
 
         return compare.make_context(f"{info_name} {_COMPARE}", args[1:], parent, **extra)
@@ -146,7 +149,7 @@ def bench(
         raise click.UsageError("name a BUNDLE, or a --network")
     if trace_path and not sources:
         raise click.UsageError("--trace shows the loop: name a SOURCE")
-    command = shlex.join(["edgeclf", "bench", *map(redacted, sys.argv[2:])])
+    command = shlex.join(["edgeclf", "bench", *map(redacted, click.get_current_context().meta[_GIVEN])])
     traced = bool(trace_path or options["page_path"])
     if network or not sources:
         records, said = _alone(bundle, network, command, options)

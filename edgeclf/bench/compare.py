@@ -26,6 +26,7 @@ LEVEL = 0.99  # of the interval: with many metrics a verdict that is wrong 1 tim
 FEWEST_ROUNDS = 5  # of each run; with fewer, no order of the rounds is as rare as the level asks
 
 _SETTINGS = ("backend", "provider", "batch", "workers", "threads")
+_NOT_THE_ROWS = ("peak_rss_mb",)  # of the whole process with the models of all rows: no verdict on one of them
 _EXACT = 1600  # pairs of rounds up to which the rank test is worked out exactly
 
 
@@ -324,7 +325,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], threshold: float | 
     for name, metric in (old.get("metrics") or {}).items():
         other = (new.get("metrics") or {}).get(name)
         if other and (metric["better"], metric.get("unit")) == (other["better"], other.get("unit")):
-            yield _change(name, metric, other, threshold)
+            yield _change(name, metric, other, None if name in _NOT_THE_ROWS else threshold)
 
 
 def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any], threshold: float | None) -> Change:

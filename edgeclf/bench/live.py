@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeclf.bench.asked import Asked, LiveSettings
-from edgeclf.bench.cameras import CameraPlan, PacedCamera, Pictures, Show, decoded_again, in_memory
+from edgeclf.bench.cameras import CameraPlan, PacedCamera, Pictures, Show, decoded_again, in_memory, labels_due
 from edgeclf.bench.devices import Choice, open_asked, open_one
 from edgeclf.bench.load import MUCH_FOREIGN_LOAD, Usage, measured, rss_mb
 from edgeclf.bench.offline import options_for
@@ -36,7 +36,7 @@ _WARM_UP = "a lead of one clip per camera, as fast as it is taken, and one secon
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One prediction of a live frame: where in the show it came, 0 to 1, and how long after its last picture."""
+    """One prediction of a live frame: where in the show its last picture came, 0 to 1, and how long after it."""
 
     position: float
     latency_seconds: float
@@ -49,6 +49,7 @@ class LiveRun:
     cameras: int
     seconds: float  # that were measured
     labels: tuple[Label, ...]
+    due: int  # labels that there are if nothing is dropped
     counts: tuple[SourceCounts, ...]
     usage: Usage  # of all of it, lead included
     rss: tuple[tuple[float, float], ...]  # position, MB
@@ -71,15 +72,19 @@ class LiveRun:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Pictures that were dropped, by cause."""
+        """Pictures that were dropped, by cause; those of the time to settle are among them."""
         causes = sorted({cause for count in self.counts for cause in count.dropped})
         return {cause: sum(count.dropped.get(cause, 0) for count in self.counts) for cause in causes}
 
     @property
     def dropped_share(self) -> float:
-        """Of the frames that should have been classified, the share that was dropped."""
-        dropped = sum(self.dropped.values())
-        return dropped / max(1, dropped + self.frames)
+        """Of the frames that should have been classified while it was measured, the share that was dropped.
+
+        A frame that gave no label was dropped, as far as so many were: those of the time to settle owe none, and what
+        had just come when the show ended was not.
+        """
+        missing = max(0, self.due - len(self.labels))
+        return min(missing, sum(self.dropped.values())) / max(1, self.due)
 
     def late_over_early(self) -> float | None:
         """The median latency of the last third over that of the first: above 1, a queue grows."""
@@ -132,15 +137,15 @@ def multi_stream(asked: Asked) -> dict[str, Any]:
     bundle = _every_frame(asked.bundle, asked.live)
     with ExitStack() as stack:
         models, failed = open_asked(stack, bundle, asked.choices, name="cameras", group="ours")
-        rows, knees = [], []
+        rows, knees, sustained_cameras = [], [], list[int]()
         for choice, model in models.items():
             options = options_for(model, asked.batch)
-            steps = _steps(asked, model, options)
+            steps, good = _steps(asked, model, options)
             name = "cameras" if asked.one_choice else f"cameras, {choice}"
-            knee = [_step(run, asked.live, model.clip.rate) for _, run in sorted(steps.items())]
-            good = [step["cameras"] for step in knee if step["sustained"]]
+            knee = [_step(runs, asked.live) for _, runs in sorted(steps.items())]
             rows.append(_sustained_row(RowName(name, "ours", *_how(model, options)), steps, good))
             knees.append(knee)
+            sustained_cameras.append(good)
         first = next(iter(models.values()))
         return record_of(
             "multi-stream",
@@ -149,10 +154,10 @@ def multi_stream(asked: Asked) -> dict[str, Any]:
             bundle=bundle_of(asked.bundle),
             workload=_workload(asked, bundle),
             warm_up=_WARM_UP,
-            rounds=1,
+            rounds=asked.rounds,
             foreign_cores=[step["foreign_cores"] for knee in knees for step in knee],
             knee=knees[0],
-            sustained_cameras=max((step["cameras"] for step in knees[0] if step["sustained"]), default=0),
+            sustained_cameras=sustained_cameras[0],
             trace=_traced(first, asked, asked.live.cameras or 2) if asked.traced else None,
         )
 
@@ -179,13 +184,16 @@ def play(
     """Show the sources on so many simulated cameras, and collect what comes out."""
     names = [f"camera {n}" for n in range(count)]
     show = Show(names, live.seconds, settle_seconds=_SETTLE_SECONDS)
-    cameras = _cameras(show, names, sources, live, model.clip.seconds + 1 / model.clip.rate)
+    lead = model.clip.seconds + 1 / model.clip.rate
+    cameras = _cameras(show, names, sources, live, lead)
     meters = meters or LoopMeters()
     watch = _Watch(show)
     gpu = model.extractor.placement.device != "cpu"
     _, usage = measured(partial(_watch_all, watch, show, cameras, model, options, meters), gpu=gpu)
+    begin, end = _SETTLE_SECONDS, _SETTLE_SECONDS + live.seconds
+    due = sum(labels_due(plan, model.clip, lead, begin, end) for plan in _plans(count, live))
     labels, counts = tuple(watch.labels), tuple(watch.counts)
-    return LiveRun(count, live.seconds, labels, counts, usage, tuple(watch.rss), meters.read())
+    return LiveRun(count, live.seconds, labels, due, counts, usage, tuple(watch.rss), meters.read())
 
 
 class _Watch:
@@ -212,14 +220,18 @@ class _Watch:
         if "decode" not in label.latency_seconds:  # no live frame
             self._show.join(label.source, now)
             return
+        if "partial" in label.flags:  # it is due for what does not come, not for a picture
+            return
         again = self._last.get(label.source) == label.latency_seconds  # a frame that fills several slots
         self._last[label.source] = label.latency_seconds
-        if again or not self._show.is_measured(now):
+        latency = sum(label.latency_seconds.values())
+        arrived = now - latency  # a late label counts too, also after the end
+        if again or not self._show.is_measured(arrived):
             return
-        self.labels.append(Label(self._show.position(now), sum(label.latency_seconds.values())))
+        self.labels.append(Label(self._show.position(arrived), latency))
         if now - self._looked > _RSS_EVERY:
             self._looked = now
-            self.rss.append((self._show.position(now), rss_mb()))
+            self.rss.append((self._show.position(arrived), rss_mb()))
 
 
 def _watch_all(
@@ -241,21 +253,24 @@ def _cameras(
         in_memory(source) if live.from_memory else partial(decoded_again, source) for source in sources[: len(names)]
     ]
     return [
-        PacedCamera(name, pictures, _plan(n, fps, live), show, lead_seconds=lead_seconds)
-        for n, (name, pictures, fps) in enumerate(zip(names, cycle(shown), cycle(live.fps), strict=False))
+        PacedCamera(name, pictures, plan, show, lead_seconds=lead_seconds)
+        for name, pictures, plan in zip(names, cycle(shown), _plans(len(names), live), strict=False)
     ]
 
 
-def _plan(number: int, fps: float, live: LiveSettings) -> CameraPlan:
+def _plans(count: int, live: LiveSettings) -> list[CameraPlan]:
     every, length = live.outages
-    return CameraPlan(
-        fps,
-        jitter_seconds=live.jitter_ms / 1000,
-        key_pause_seconds=live.key_pause_ms / 1000,
-        outage_every_seconds=every,
-        outage_seconds=length,
-        seed=number,
-    )
+    return [
+        CameraPlan(
+            fps,
+            jitter_seconds=live.jitter_ms / 1000,
+            key_pause_seconds=live.key_pause_ms / 1000,
+            outage_every_seconds=every,
+            outage_seconds=length,
+            seed=number,
+        )
+        for number, fps in enumerate(islice(cycle(live.fps), count))
+    ]
 
 
 def _every_frame(bundle: ModelBundle, live: LiveSettings) -> ModelBundle:
@@ -279,46 +294,82 @@ def _how(model: Model, options: LoopOptions) -> tuple[Any, int, int]:
     return model.extractor.placement, options.workers, options.batch_size
 
 
-def _steps(asked: Asked, model: Model, options: LoopOptions) -> dict[int, LiveRun]:
-    """What every number of cameras gave that was tried."""
-    found: dict[int, LiveRun] = {}
+def _steps(asked: Asked, model: Model, options: LoopOptions) -> tuple[dict[int, list[LiveRun]], int]:
+    """What every number of cameras gave that was tried, and the largest one that is sustained."""
+    found: dict[int, list[LiveRun]] = {}
 
-    def is_sustained(count: int) -> bool:
+    def played(count: int) -> None:
         run = play(model, options, asked.sources, count, asked.live)
-        if not sustained(run, asked.live, model.clip.rate) and (run.usage.foreign_cores or 0) > MUCH_FOREIGN_LOAD:
+        if (run.usage.foreign_cores or 0) > MUCH_FOREIGN_LOAD:
             asked.said(f"{_counted(count)}: again, since other work kept {run.usage.foreign_cores:.2f} cores busy")
             run = play(model, options, asked.sources, count, asked.live)
-        found[count] = run
-        asked.said(_told(_step(run, asked.live, model.clip.rate)))
-        return sustained(run, asked.live, model.clip.rate)
+        found.setdefault(count, []).append(run)
+        asked.said(_told(_step([run], asked.live)))
 
-    if asked.live.cameras:
-        is_sustained(asked.live.cameras)
-    else:
-        find_knee(is_sustained, asked.live.most_cameras)
-    return found
+    def is_once(count: int) -> bool:
+        played(count)
+        return sustained(found[count][0], asked.live)
+
+    def is_mostly(count: int) -> bool:
+        while not is_decided([sustained(run, asked.live) for run in found.get(count, [])], asked.rounds):
+            played(count)
+        return sustained_mostly(found[count], asked.live)
+
+    live = asked.live
+    if live.cameras:
+        return found, live.cameras if is_mostly(live.cameras) else 0
+    knee = confirmed(find_knee(is_once, live.most_cameras), live.most_cameras, is_mostly)
+    if knee and 2 * knee <= live.most_cameras and 2 * knee not in found:
+        played(2 * knee)  # how it takes too much
+    return found, knee
 
 
-def sustained(run: LiveRun, live: LiveSettings, rate: float) -> bool:
+def confirmed(knee: int, most: int, is_mostly: Callable[[int], bool]) -> int:
+    """The largest number that is mostly sustained while the next one is not, at the number that was found or near it.
+
+    is_mostly: asked at least once of the number found, and of the one above; it remembers what it has measured.
+    """
+    if knee and not is_mostly(knee):
+        return next((count for count in range(knee - 1, 0, -1) if is_mostly(count)), 0)
+    while knee < most and is_mostly(knee + 1):
+        knee += 1
+    return knee
+
+
+def is_decided(verdicts: Sequence[bool], rounds: int) -> bool:
+    """Whether no further round of so many could change what most of them say."""
+    return max(verdicts.count(True), verdicts.count(False)) > rounds / 2 or len(verdicts) >= rounds
+
+
+def sustained_mostly(runs: Sequence[LiveRun], live: LiveSettings) -> bool:
+    """Whether a number of cameras was sustained in more than half of its runs."""
+    return 2 * sum(sustained(run, live) for run in runs) > len(runs)
+
+
+def sustained(run: LiveRun, live: LiveSettings) -> bool:
     """Whether labels came in time and nearly none was missing, of those that the cameras' pictures allow."""
     if not run.labels:
         return False
     in_time = 1000 * Distribution.of(run.latencies).p99 <= live.p99_ms
-    wanted = sum(min(rate, fps) for fps in islice(cycle(live.fps), run.cameras)) / run.cameras
-    wanted *= 1 - (live.outages[1] / live.outages[0] if live.outages[0] else 0)
-    return in_time and run.dropped_share < ALLOWED_DROPS and run.sampled_fps >= _ENOUGH_FRAMES * wanted
+    return in_time and run.dropped_share < ALLOWED_DROPS and len(run.labels) >= _ENOUGH_FRAMES * run.due
 
 
-def _step(run: LiveRun, live: LiveSettings, rate: float) -> dict[str, Any]:
+def _step(runs: Sequence[LiveRun], live: LiveSettings) -> dict[str, Any]:
+    """What a number of cameras gave: the verdict of most of its runs, and the figures of the middle one of them."""
+    verdict = sustained_mostly(runs, live)
+    of_most = sorted((run for run in runs if sustained(run, live) == verdict), key=_p99)
+    run = of_most[len(of_most) // 2]
     latency = Distribution.of([1000 * seconds for seconds in run.latencies]).to_dict() if run.labels else {}
     ratio = run.late_over_early()
     return {
         "cameras": run.cameras,
-        "sustained": sustained(run, live, rate),
+        "sustained": verdict,
+        "rounds": len(runs),
         "p50_ms": latency.get("median"),
         "p90_ms": latency.get("p90"),
         "p99_ms": latency.get("p99"),
         "labels": len(run.labels),
+        "labels_due": run.due,
         "dropped_share": round(run.dropped_share, 5),
         "dropped": run.dropped,
         "sampled_fps": round(run.sampled_fps, 3),
@@ -330,6 +381,10 @@ def _step(run: LiveRun, live: LiveSettings, rate: float) -> dict[str, Any]:
         "rss_last_third_mb": _median([mb for position, mb in run.rss if position >= 2 / 3]),
         "foreign_cores": run.usage.foreign_cores,
     }
+
+
+def _p99(run: LiveRun) -> float:
+    return Distribution.of(run.latencies).p99 if run.labels else float("inf")
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -361,11 +416,11 @@ def _row(name: RowName, runs: Sequence[LiveRun]) -> dict[str, Any]:
     return row(name, samples, latencies=latencies, stages=runs[len(runs) // 2].stages)
 
 
-def _sustained_row(name: RowName, steps: dict[int, LiveRun], good: Sequence[int]) -> dict[str, Any]:
+def _sustained_row(name: RowName, steps: dict[int, list[LiveRun]], good: int) -> dict[str, Any]:
     """The row of the largest number that was sustained; where none was, of the smallest that was tried."""
-    shown = max(good, default=min(steps))
-    made = _row(name, [steps[shown]])
-    samples = Samples({"sustained_cameras": [float(max(good, default=0))]})
+    shown = good or min(steps)
+    made = _row(name, steps[shown])
+    samples = Samples({"sustained_cameras": [float(good)]})
     return {**made, "cameras": shown, "metrics": {**samples.to_dict(), **made["metrics"]}}
 
 

@@ -16,6 +16,7 @@ from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions, run_loop
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, SourceEnd
+from edgeclf.video import VideoSource, open_video
 
 PIPELINED = "pipelined"
 ONE_THREAD = "sequential, 1 thread"
@@ -36,6 +37,7 @@ class Work:
     frames: int  # that clips are made of
     pictures: int = 0  # in the sources
     stages: dict[str, StageTime] = field(default_factory=dict)
+    fairness: float | None = None  # of files that were read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,17 @@ def runtime_loop(
     return Loop(row, run, tolerance, required=group == "ours", extract_alone=alone)
 
 
-def pass_over(model: Model, options: LoopOptions, sources: Sequence[str], meters: LoopMeters | None = None) -> Work:
+def pass_over(
+    model: Model,
+    options: LoopOptions,
+    sources: Sequence[str],
+    meters: LoopMeters | None = None,
+    opener: Callable[[str], VideoSource] = open_video,
+) -> Work:
     """One pass of our loop over all sources. Raises the error of a source that cannot be read."""
     meters = meters or LoopMeters()
     clips, counts = [], []
-    for record in run_loop(sources, model, options, meters=meters):
+    for record in run_loop(sources, model, options, opener=opener, meters=meters):
         if isinstance(record, SourceEnd):
             if record.error:
                 raise record.error

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from edgeclf.bench.asked import Asked
-from edgeclf.bench.baselines import keras_loops, other_loops
+from edgeclf.bench.baselines import OVERLAP, RECOMPUTED, keras_loops, other_loops
 from edgeclf.bench.devices import Choice, open_asked, open_one
 from edgeclf.bench.loops import (
     DEFAULT_THREADS,
@@ -27,6 +27,7 @@ from edgeclf.bench.loops import (
 )
 from edgeclf.bench.rows import RowName, Samples, bundle_of, record_of, row, sources_of, trace_of, unavailable
 from edgeclf.bench.timing import MOST_STABLE_ROUNDS, Distribution, interleaved, is_stable
+from edgeclf.bench.together import times_alone, together_loops
 from edgeclf.errors import EdgeclfError, ParityError
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions
@@ -75,7 +76,9 @@ def open_loops(asked: Asked, stack: ExitStack) -> Opened:
         runtime_loop(PIPELINED, single, options, sources, tolerance=own),
         runtime_loop(ONE_THREAD, single, options.sequential(), sources),
         runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources, tolerance=own),
+        *together_loops(single, options, sources, own),
     ]
+    ours = len(loops)
     for each, model in [*models.items()][1:]:
         name = f"{PIPELINED}, {each}"
         allowed = max(TOLERANCES.get(precision, NEARLY_SAME) for precision in (choice.precision, each.precision))
@@ -83,7 +86,7 @@ def open_loops(asked: Asked, stack: ExitStack) -> Opened:
             runtime_loop(name, model, options_for(model, asked.batch), sources, group="device", tolerance=allowed)
         )
     baselines, missing = _baselines(asked, stack, choice, single, options)
-    return Opened([*loops[:3], *baselines, *loops[3:]], [*missing, *failed], single, options)
+    return Opened([*loops[:ours], *baselines, *loops[ours:]], [*missing, *failed], single, options)
 
 
 def options_for(model: Model, batch: int | None) -> LoopOptions:
@@ -131,7 +134,7 @@ def measure(asked: Asked, loops: Sequence[Loop], *, progress: Callable[[], None]
     return record_of(
         "offline",
         asked.command,
-        [*(_row(loop, runs[loop.name.name], checked[loop.name.name]["agreement"]) for loop in timed), *failed],
+        [*(_row(loop, runs, checked[loop.name.name]["agreement"]) for loop in timed), *failed],
         bundle=bundle_of(asked.bundle),
         workload={
             **sources_of(asked.sources),
@@ -187,14 +190,17 @@ def _timed(
     return interleaved(alternatives, rounds, progress=progress, enough=enough)
 
 
-def _row(loop: Loop, runs: Sequence[Run], agreement: dict[str, Any]) -> dict[str, Any]:
-    samples = Samples()
+def _row(loop: Loop, every: dict[str, list[Run]], agreement: dict[str, Any]) -> dict[str, Any]:
+    samples, runs = Samples(), every[loop.name.name]
     for run in runs:
         samples.add(clips_per_second=run.clips_per_second)
         samples.add_usage(run.usage, run.work.frames)
         if run.latencies:
             found = Distribution.of(run.latencies)
             samples.add(latency_p50_ms=1000 * found.median, latency_p99_ms=1000 * found.p99)
+        samples.add(fairness=run.work.fairness)
+    for ratio in times_alone(every, loop.name.name):
+        samples.add(times_one_at_a_time=ratio)
     middle = sorted(runs, key=lambda run: run.usage.seconds)[len(runs) // 2]
     return row(
         loop.name,
@@ -208,18 +214,19 @@ def _row(loop: Loop, runs: Sequence[Run], agreement: dict[str, Any]) -> dict[str
 
 
 def _ratios(runs: dict[str, list[Run]], names: Sequence[str]) -> dict[str, float]:
-    """How many times the clips per second of each: the median over rounds, each compared within itself."""
-    ours = runs[PIPELINED]
-    return {
-        name: round(
-            Distribution.of(
-                [a.clips_per_second / b.clips_per_second for a, b in zip(ours, runs[name], strict=True)]
-            ).median,
-            2,
-        )
-        for name in names
-        if name != PIPELINED
-    }
+    """How many times the clips per second of each: the median over rounds, each compared within itself.
+
+    The pipelined loop is compared with all but the loop that recomputes windows: that one has a single thread, and is
+    compared with our own on one, so that the ratio is what overlap saves, without a second core.
+    """
+    others = [name for name in names if name not in (PIPELINED, RECOMPUTED)]
+    ratios = {name: _times(runs[PIPELINED], runs[name]) for name in others}
+    return ratios | ({OVERLAP: _times(runs[ONE_THREAD], runs[RECOMPUTED])} if RECOMPUTED in names else {})
+
+
+def _times(ours: Sequence[Run], theirs: Sequence[Run]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return round(Distribution.of([a.clips_per_second / b.clips_per_second for a, b in pairs]).median, 2)
 
 
 def _bound(ours: Sequence[Run], alone: Sequence[Run]) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ _COLUMNS = (
     ("latency_p50_ms", "p50, ms"),
     ("latency_p99_ms", "p99, ms"),
     ("cpu_seconds_per_frame", "CPU s per frame"),
-    ("peak_rss_mb", "memory, MB"),
+    ("peak_rss_mb", "memory of the process, MB"),
 )
 _GROUPS = {"ours": "this runtime", "baseline": "what it replaces", "stage": "a stage alone", "device": "by device"}
 _GROUP_SERIES = {"ours": 0, "baseline": 1, "stage": 2, "device": 3}

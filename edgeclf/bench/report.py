@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from edgeclf.bench.baselines import KERAS
+from edgeclf.bench.baselines import KERAS, OVERLAP, RECOMPUTED
 from edgeclf.bench.load import MUCH_FOREIGN_LOAD
-from edgeclf.bench.loops import PIPELINED
+from edgeclf.bench.loops import ONE_THREAD, PIPELINED
 from edgeclf.bench.timing import STABLE_SPREAD, spread
 
 NARROW, WIDE = 80, 118
@@ -71,6 +71,8 @@ def _rows(record: Mapping[str, Any], width: int) -> Iterator[str]:
     name_width = min(max((len(row["name"]) for row in rows), default=4), 40 if is_wide else NARROW - 50)
     heads = "".join(f"{name.replace('_per_second', '/s'):>10}" for name in shown)
     runs_on = "  runs on" if is_wide else ""
+    if any("peak_rss_mb" in row["metrics"] for row in rows):
+        yield "RSS: the peak of the whole process, which holds the models of every row"
     yield f"{'':<{name_width}}{heads}{'spread':>7}{'p50 ms':>8}{'p99 ms':>8}{'CPU ms/fr':>10}{'RSS MB':>7}{runs_on}"
     for row in rows:
         for line in _row(row, shown, name_width, is_wide=is_wide):
@@ -135,11 +137,22 @@ def _knee(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ratios(record: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"pipelined is {ratio:.2f} times {name}" for name, ratio in record["ratios"].items())
+    for name, ratio in record["ratios"].items():
+        ours, other = (ONE_THREAD, RECOMPUTED) if name == OVERLAP else (PIPELINED, name)
+        yield f"{ours} is {ratio:.2f} times {other}"
+    yield from _together(record)
     if KERAS in record["ratios"]:
         yield "  (most of that factor is leaving Keras' cost per call: compare the sequential rows with it)"
     elif record["ratios"]:
         yield "no Keras row: name the bundle's model directory with --keras"
+
+
+def _together(record: Mapping[str, Any]) -> Iterator[str]:
+    for row in record["rows"]:
+        if "fairness" in row["metrics"]:
+            times = _median(row["metrics"], "times_one_at_a_time", 2)
+            least = _median(row["metrics"], "fairness", 2)
+            yield f"{row['name']}: {times} times one at a time; the slowest got on {least} times as far as the fastest"
 
 
 def _bound(record: Mapping[str, Any]) -> Iterator[str]:
@@ -151,6 +164,8 @@ def _bound(record: Mapping[str, Any]) -> Iterator[str]:
     if "limited_by" in bound:
         limits = ", ".join(f"{name} {limit:.1f}" for name, limit in bound["limits"].items())
         yield f"  limited by {bound['limited_by']}: {limits} frames/s"
+    if side := bound.get("decode_side"):
+        yield f'the decode side takes {side["share"]:.2f} of the CPU time per picture that "{side["of"]}" takes'
     if "extractor_run_ms" in bound:
         yield f"one extractor run takes {bound['extractor_run_ms']:.1f} ms; p99 is {bound['p99_in_runs']:.1f} of them"
 

@@ -33,6 +33,8 @@ _UNITS: dict[str, tuple[str, Better]] = {
     "latency_p99_ms": ("ms", "lower"),
     "sustained_cameras": ("cameras", "higher"),
     "gpu_utilisation": ("%", "higher"),
+    "fairness": ("min/max", "higher"),
+    "times_one_at_a_time": ("x", "higher"),
 }
 
 

@@ -34,6 +34,7 @@ from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.video import Frame, open_video
 
 DECODE, PREPARE, PREPROCESS, CLASSIFY = "decode", "decode, sample and preprocess", "preprocess", "classify"
+CONVERT = "decode and convert every picture"
 EXTRACT = "extract"
 _BOUND_STAGES = (PREPARE, EXTRACT, CLASSIFY)
 _CPU_BATCHES = (1, 2, 4, 8)
@@ -79,6 +80,7 @@ def stages(asked: Asked) -> dict[str, Any]:
         with steps("turns", (len(every) + 1) * (rounds + 1)) as advance:
             counts = _warmed_up(every, advance)
             every += [_classify_stage(model, counts["frames"] / max(1, counts["clips"]))]
+            _warmed_up(every[-1:], advance)
             turns = interleaved(
                 {stage.name.name: stage.run for stage in every},
                 rounds,
@@ -95,7 +97,9 @@ def stages(asked: Asked) -> dict[str, Any]:
             warm_up="one turn of every stage, not timed",
             rounds=len(turns[PIPELINED]),
             foreign_cores=[turn.usage.foreign_cores for each in turns.values() for turn in each],
-            bound=bound_of({name: turns[name] for name in (PREPARE, CLASSIFY, PIPELINED)} | {EXTRACT: turns[chosen]}),
+            bound=bound_of(
+                {name: turns[name] for name in (PREPARE, CONVERT, CLASSIFY, PIPELINED)} | {EXTRACT: turns[chosen]}
+            ),
             trace=_traced(model, options, asked.sources) if asked.traced else None,
         )
 
@@ -109,8 +113,8 @@ def extract_name(choice: Choice, model: Model, batch: int) -> str:
 def bound_of(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     """The most frames a second that the stages allow together, and the share of it that the loop reaches.
 
-    turns: of the stages PREPARE, EXTRACT and CLASSIFY, and of the loop. It is decoding alone, extracting alone, or what
-    the cores allow if each frame costs what it costs in the stages alone, whichever is least.
+    turns: of the stages PREPARE, CONVERT, EXTRACT and CLASSIFY, and of the loop. It is decoding alone, extracting
+    alone, or what the cores allow if each frame costs what it costs in the stages alone, whichever is least.
     """
     cores = available_cores()
     cpu = {name: _median([turn.usage.cpu_seconds / turn.frames for turn in turns[name]]) for name in _BOUND_STAGES}
@@ -129,7 +133,18 @@ def bound_of(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
         "limits": {name: round(limit, 2) for name, limit in limits.items()},
         "cpu_seconds_per_frame": {name: float(f"{seconds:.4g}") for name, seconds in cpu.items()},
         "cores": cores,
+        "decode_side": {"of": CONVERT, "share": round(_decode_side(turns[PREPARE], turns[CONVERT]), 3)},
     }
+
+
+def _decode_side(prepare: Sequence[Turn], convert: Sequence[Turn]) -> float:
+    """What a picture costs at this sampling, preprocessing included, over what it does where all are converted."""
+    pairs = zip(prepare, convert, strict=True)
+    return _median([_cpu_per_picture(ours) / max(1e-12, _cpu_per_picture(every)) for ours, every in pairs])
+
+
+def _cpu_per_picture(turn: Turn) -> float:
+    return turn.usage.cpu_seconds / max(1, turn.pictures)
 
 
 def _video_stages(model: Model, options: LoopOptions, sources: Sequence[str]) -> list[Stage]:
@@ -152,6 +167,7 @@ def _video_stages(model: Model, options: LoopOptions, sources: Sequence[str]) ->
     stack_of = partial(PictureStack, preprocess)
     return [
         Stage(_on_cpu(DECODE, at_once), partial(over_sources, partial(_decoded, clip=clip))),
+        Stage(_on_cpu(CONVERT, at_once), partial(over_sources, partial(_decoded, clip=clip, converted=True))),
         Stage(_on_cpu(PREPARE, at_once), partial(over_sources, prepared)),
         Stage(_on_cpu(PREPROCESS, 1), partial(_repeated, partial(_preprocess_all, stack_of, frames))),
     ]
@@ -167,12 +183,14 @@ def _on_cpu(name: str, workers: int) -> RowName:
     return RowName(name, "stage", Placement("", "", "cpu", "uint8", 1), workers)
 
 
-def _decoded(source: str, clip: ClipSpec) -> _Counts:
-    """Every picture decoded, none converted."""
+def _decoded(source: str, clip: ClipSpec, *, converted: bool = False) -> _Counts:
+    """Every picture decoded, and all or none converted."""
     sampler, frames, pictures = sampler_of(clip, lambda: 1), 0, 0
     with closing(open_video(source)) as video:
         for frame in video.frames():
             pictures += 1
+            if converted:
+                frame.convert()
             frames += sampler.sample(frame.pts_seconds).slots > 0
     return _Counts(frames, pictures)
 

@@ -12,13 +12,22 @@ from typing import Any
 import pytest
 
 from edgeclf.bench.asked import Asked
-from edgeclf.bench.baselines import KERAS, OPENCV, RECOMPUTED, TF_FUNCTION, keras_loops, other_loops, processes_name
+from edgeclf.bench.baselines import (
+    KERAS,
+    OPENCV,
+    OVERLAP,
+    RECOMPUTED,
+    TF_FUNCTION,
+    keras_loops,
+    processes_name,
+)
 from edgeclf.bench.devices import Choice, open_one
 from edgeclf.bench.load import Usage
 from edgeclf.bench.loops import DEFAULT_THREADS, ONE_THREAD, PIPELINED, Loop, Run, Work, changed_labels, disagreement
 from edgeclf.bench.offline import measure, offline, open_loops, options_for
 from edgeclf.bench.report import table
 from edgeclf.bench.rows import Group, RowName, write_record
+from edgeclf.bench.together import ONE_AT_A_TIME, together_name
 from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.errors import ParityError, VideoError
 from edgeclf.runtime.cores import available_cores
@@ -198,6 +207,24 @@ def test_figures_are_those_worked_out_by_hand(bundle: ModelBundle) -> None:
     assert found["bound"] is None, "these loops have no extractor that could run alone"
 
 
+def test_loop_that_recomputes_is_compared_with_ours_on_as_many_threads(bundle: ModelBundle) -> None:
+    seconds = {PIPELINED: 1.0, ONE_THREAD: 2.0, RECOMPUTED: 8.0}
+    found = measured(bundle, [FakeLoop(name, [], seconds=(each,)).loop for name, each in seconds.items()])
+    assert found["ratios"] == {ONE_THREAD: 2.0, OVERLAP: 4.0}
+    assert "sequential, 1 thread is 4.00 times every window recomputed" in table(found)
+
+
+def test_row_of_files_at_once_has_its_rate_beside_one_at_a_time_and_its_fairness(record: dict[str, Any]) -> None:
+    rows = rows_of(record)
+    metrics = rows[together_name(2)]["metrics"]
+    assert 0 <= metrics["fairness"]["smallest"] <= metrics["fairness"]["largest"] <= 1
+    rates = [rows[name]["metrics"]["frames_per_second"]["samples"] for name in (together_name(2), ONE_AT_A_TIME)]
+    expected = [here / one for here, one in zip(*rates, strict=True)]
+    assert metrics["times_one_at_a_time"]["samples"] == pytest.approx(expected, rel=1e-4)
+    assert "fairness" not in rows[ONE_AT_A_TIME]["metrics"]
+    assert f"{together_name(2)}: " in table(record)
+
+
 def test_stable_measures_until_the_pipelined_rate_is(bundle: ModelBundle) -> None:
     restless = (1.0, 1.0, 2.0, 1.0, 2.0, 1.0, *(1.0,) * 20)
     loops = [FakeLoop(PIPELINED, [], seconds=restless).loop, FakeLoop(ONE_THREAD, []).loop]
@@ -246,7 +273,7 @@ def test_record_has_our_loops_and_those_of_others_with_all_figures(record: dict[
     rows = rows_of(record)
     assert list(rows)[:3] == [PIPELINED, ONE_THREAD, DEFAULT_THREADS]
     processes = {processes_name(2)} if available_cores() > 1 else set()
-    assert {OPENCV, RECOMPUTED, "OpenVINO's queue, fp32", *processes} <= set(rows)
+    assert {ONE_AT_A_TIME, together_name(2), OPENCV, RECOMPUTED, "OpenVINO's queue, fp32", *processes} <= set(rows)
     for name, row in rows.items():
         if row["status"] == "ok":
             for metric in ("clips_per_second", "frames_per_second", "cpu_seconds_per_frame"):
@@ -258,28 +285,6 @@ def test_record_has_our_loops_and_those_of_others_with_all_figures(record: dict[
     assert len(ours["latency_ms"]["samples"]) == 12
     assert (ours["backend"], ours["provider"], ours["threads"]) == ("onnxruntime", "CPU", 1)
     assert (ours["workers"], rows[ONE_THREAD]["workers"]) == (available_cores(), 0)
-
-
-def test_others_give_the_scores_of_the_sequential_loop(bundle: ModelBundle, videos: list[str]) -> None:
-    with ExitStack() as stack:
-        model = open_one(stack, bundle, CPU)
-        expected = open_loops(Asked(bundle, tuple(videos), (CPU,)), stack).loops[1].run().work
-        for name, opened in other_loops(stack, bundle, CPU, model, videos, 2).items():
-            if name.startswith("OpenVINO"):
-                continue  # an extra
-            work = opened().run().work
-            assert disagreement(work.clips, expected.clips) < (0.02 if name == OPENCV else 1e-6), name
-            assert (work.frames, work.pictures) == (expected.frames, expected.pictures), name
-
-
-def test_openvino_queue_gives_nearly_the_same_scores(bundle: ModelBundle, videos: list[str]) -> None:
-    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'edgeclf[openvino]'")
-    with ExitStack() as stack:
-        model = open_one(stack, bundle, CPU)
-        loops = other_loops(stack, bundle, CPU, model, videos, 2)
-        work, plain_work = (loops[name]().run().work for name in ("OpenVINO's queue, fp32", OPENCV))
-    assert disagreement(work.clips, plain_work.clips) < 1e-5
-    assert work.frames == plain_work.frames
 
 
 def test_trace_holds_every_stretch_of_work_from_0(record: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclf.bench.cameras import CameraPlan, PacedCamera, Pictures, Show, decoded_again, in_memory
+from edgeclf.bench.cameras import CameraPlan, PacedCamera, Pictures, Show, decoded_again, in_memory, labels_due
 from edgeclf.errors import VideoError
+from edgeclf.specs import ClipSpec
 from edgeclf.video import Frame, RgbImage, is_live
 from tests.support.videos import BLUE, RED, plain, write_video
 
@@ -78,6 +79,23 @@ def test_key_picture_is_late_and_what_follows_comes_in_a_burst() -> None:
 def test_disconnected_camera_sends_nothing_and_its_clock_goes_on() -> None:
     plan = CameraPlan(fps=10, outage_every_seconds=1.0, outage_seconds=0.75)
     assert [pts for _, pts in stamps(plan, 5)] == [0.0, 0.1, 0.2, 1.0, 1.1]
+
+
+def test_outage_that_empties_the_clip_owes_no_label_until_it_is_full_again() -> None:
+    clip = ClipSpec(length=10, rate=5.0, hop_seconds=0.2, stale_seconds=1.0)
+    lead = clip.seconds + 1 / clip.rate
+    steady, gone = CameraPlan(fps=25), CameraPlan(fps=25, outage_every_seconds=4.0, outage_seconds=1.5)
+    short = CameraPlan(fps=25, outage_every_seconds=4.0, outage_seconds=0.79)
+    assert labels_due(steady, clip, lead, 0, 12) == 60
+    assert labels_due(steady, clip, lead, 4, 12) == 40
+    assert labels_due(gone, clip, lead, 0, 12) == 13 + 4 + 4, "of 13 slots behind each outage 9 only fill the clip"
+    assert labels_due(short, clip, lead, 0, 12) == 51, "the clip stays; slots of the outage are filled by what follows"
+
+
+@pytest.mark.parametrize(("fps", "due"), [(2.0, 20), (5.0, 50), (25.0, 50)])
+def test_slow_camera_owes_no_more_than_it_shows(fps: float, due: int) -> None:
+    clip = ClipSpec(length=10, rate=5.0, hop_seconds=0.2, stale_seconds=1.0)
+    assert labels_due(CameraPlan(fps=fps), clip, clip.seconds + 0.2, 1.0, 11.0) == due
 
 
 # -- the camera -------------------------------------------------------------------------------------------------------
