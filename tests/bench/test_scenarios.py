@@ -180,6 +180,7 @@ def test_dropped_pictures_are_counted_by_cause() -> None:
 # -- cameras ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_multi_stream_tells_every_number_of_cameras_that_was_tried(bundle: ModelBundle, video: str) -> None:
     said: list[str] = []
     record = multi_stream(Asked(bundle, (video,), (CPU,), rounds=2, live=QUICK, traced=True, said=said.append))
