@@ -441,7 +441,7 @@ def _workload(asked: Asked, bundle: ModelBundle) -> dict[str, Any]:
 
 
 def _one_run(model: Model, runs: Sequence[LiveRun]) -> dict[str, Any] | None:
-    """How long the extractor takes for one frame on the idle machine, and how many of that the p99 is, median of runs."""
+    """How long the extractor takes for one frame on the idle machine, and how many of that the median p99 is."""
     frame = np.zeros((1, *model.preprocess.input_shape), np.uint8)
     seconds = [measured(partial(model.extract, frame))[1].seconds for _ in range(_RUNS_ALONE)]
     alone = 1000 * Distribution.of(seconds).median
