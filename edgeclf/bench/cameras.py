@@ -46,6 +46,7 @@ class CameraPlan:
     key_pause_seconds: float = 0.0  # an I-frame takes so much longer; what follows it comes in a burst
     outage_every_seconds: float = 0.0  # from the start of one disconnect to that of the next; 0: there is none
     outage_seconds: float = 0.0
+    phase_seconds: float = 0.0  # that it is behind the others: cameras are not in step
     seed: int = 0
 
     def arrivals(self) -> Iterator[Arrival]:
@@ -58,7 +59,7 @@ class CameraPlan:
             if number % self.key_interval == self.key_interval - 1:
                 late += self.key_pause_seconds
             if not self._is_out(pts):
-                due = max(due, pts + late)
+                due = max(due, self.phase_seconds + pts + late)
                 yield Arrival(due, pts)
             number += 1
 

@@ -27,6 +27,7 @@ from edgeclf.runtime.records import Prediction, SourceEnd
 from edgeclf.video import SourceCounts
 
 ALLOWED_DROPS = 0.01
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, however many there are
 _SETTLE_SECONDS = 1.0  # what waits from the lead is worked off in it
 _ENOUGH_FRAMES = 0.97  # of those that should be classified
 _RSS_EVERY = 0.2  # seconds
@@ -185,13 +186,14 @@ def play(
     names = [f"camera {n}" for n in range(count)]
     show = Show(names, live.seconds, settle_seconds=_SETTLE_SECONDS)
     lead = model.clip.seconds + 1 / model.clip.rate
-    cameras = _cameras(show, names, sources, live, lead)
+    plans = _plans(count, live, model.clip.rate)
+    cameras = _cameras(show, plans, sources, live, lead)
     meters = meters or LoopMeters()
     watch = _Watch(show)
     gpu = model.extractor.placement.device != "cpu"
     _, usage = measured(partial(_watch_all, watch, show, cameras, model, options, meters), gpu=gpu)
     begin, end = _SETTLE_SECONDS, _SETTLE_SECONDS + live.seconds
-    due = sum(labels_due(plan, model.clip, lead, begin, end) for plan in _plans(count, live))
+    due = sum(labels_due(plan, model.clip, lead, begin, end) for plan in plans)
     labels, counts = tuple(watch.labels), tuple(watch.counts)
     return LiveRun(count, live.seconds, labels, due, counts, usage, tuple(watch.rss), meters.read())
 
@@ -247,18 +249,19 @@ def _watch_all(
 
 
 def _cameras(
-    show: Show, names: Sequence[str], sources: Sequence[str], live: LiveSettings, lead_seconds: float
+    show: Show, plans: Sequence[CameraPlan], sources: Sequence[str], live: LiveSettings, lead_seconds: float
 ) -> list[PacedCamera]:
     shown: list[Pictures] = [
-        in_memory(source) if live.from_memory else partial(decoded_again, source) for source in sources[: len(names)]
+        in_memory(source) if live.from_memory else partial(decoded_again, source) for source in sources[: len(plans)]
     ]
     return [
-        PacedCamera(name, pictures, plan, show, lead_seconds=lead_seconds)
-        for name, pictures, plan in zip(names, cycle(shown), _plans(len(names), live), strict=False)
+        PacedCamera(f"camera {number}", pictures, plan, show, lead_seconds=lead_seconds)
+        for number, (pictures, plan) in enumerate(zip(cycle(shown), plans, strict=False))
     ]
 
 
-def _plans(count: int, live: LiveSettings) -> list[CameraPlan]:
+def _plans(count: int, live: LiveSettings, rate: float) -> list[CameraPlan]:
+    """A plan for each camera; their samples, `rate` a second of each, are spread over the time between two of one."""
     every, length = live.outages
     return [
         CameraPlan(
@@ -267,6 +270,7 @@ def _plans(count: int, live: LiveSettings) -> list[CameraPlan]:
             key_pause_seconds=live.key_pause_ms / 1000,
             outage_every_seconds=every,
             outage_seconds=length,
+            phase_seconds=number * _GOLDEN % 1 / rate,
             seed=number,
         )
         for number, fps in enumerate(islice(cycle(live.fps), count))

@@ -207,3 +207,9 @@ def test_pictures_in_memory_are_bounded_and_shared(video: str) -> None:
 def test_source_that_cannot_be_read_is_an_error(read: object, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"none\.avi does not exist"):
         read(str(tmp_path / "none.avi"))  # type: ignore[operator]
+
+
+def test_camera_that_is_behind_the_others_carries_the_same_times() -> None:
+    plain, behind = (list(islice(CameraPlan(fps=10, phase_seconds=phase).arrivals(), 4)) for phase in (0.0, 0.07))
+    assert [arrival.pts_seconds for arrival in behind] == [arrival.pts_seconds for arrival in plain]
+    assert [arrival.due_seconds for arrival in behind] == pytest.approx([0.07, 0.17, 0.27, 0.37])
