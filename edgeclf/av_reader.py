@@ -243,7 +243,7 @@ def _stamp(item: av.VideoFrame | av.Packet[Any]) -> float | None:
 
 def _seconds_of(item: av.VideoFrame | av.Packet[Any]) -> float:
     base = item.time_base
-    step = float(item.duration * base) if item.duration and base else 0.0
+    step = float(item.duration) * base.numerator / base.denominator if item.duration and base else 0.0
     return step if 1 / RATES[1] <= step <= 1 / RATES[0] else 1 / USUAL_RATE
 
 

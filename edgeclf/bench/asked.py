@@ -8,6 +8,9 @@ from pathlib import Path
 
 from edgeclf.bench.devices import Choice
 from edgeclf.bundle import ModelBundle
+from edgeclf.runtime.model import Model
+from edgeclf.runtime.pipeline import LoopOptions
+from edgeclf.runtime.tuned import Tuned
 
 Said = Callable[[str], None]  # takes a line of progress
 
@@ -38,6 +41,7 @@ class Asked:
     command: str = ""
     keras: Path | None = None
     batch: int | None = None
+    tuned: Tuned | None = None  # the loop runs as this says; it is then the one choice
     rounds: int = 5
     stable: bool = False
     traced: bool = False
@@ -48,3 +52,9 @@ class Asked:
     def one_choice(self) -> bool:
         """Whether a single device and precision was named, which then has to work."""
         return len(self.choices) == 1
+
+    def options_for(self, model: Model) -> LoopOptions:
+        """The loop's options for where the extractor runs."""
+        options = LoopOptions.for_device(model.extractor.placement.device)
+        options = self.tuned.options(options) if self.tuned else options
+        return options.with_batch(self.batch) if self.batch else options

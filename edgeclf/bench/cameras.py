@@ -20,7 +20,7 @@ from edgeclf.video import Frame, RgbImage, open_video
 
 Clock = Callable[[], float]
 Wait = Callable[[float], None]
-Pictures = Callable[[], Iterator[Frame]]
+Pictures = Callable[[], Iterator[Frame | None]]  # None: no picture comes this time
 
 MOST_PICTURES = 250  # that are kept in memory of one source
 MOST_BYTES = 256 << 20  # about; a picture of 1080p is 6 MB
@@ -150,15 +150,16 @@ class PacedCamera:
 
     def frames(self) -> Iterator[Frame]:
         pictures = self._pictures()
-        for number, picture in enumerate(islice(pictures, self._lead_pictures)):
-            yield replace(picture, pts_seconds=number / self._plan.fps, arrival=None)
+        shown = (picture for picture in pictures if picture)
+        for number, led in enumerate(islice(shown, self._lead_pictures)):
+            yield replace(led, pts_seconds=number / self._plan.fps, arrival=None)
         lead = self._lead_pictures / self._plan.fps
         start = self._begin()
         for arrival in self._plan.arrivals():
             if not self._has_come(start + arrival.due_seconds):
                 return
-            picture = next(pictures)
-            yield replace(picture, pts_seconds=lead + arrival.pts_seconds, arrival=start + arrival.due_seconds)
+            if picture := next(pictures):
+                yield replace(picture, pts_seconds=lead + arrival.pts_seconds, arrival=start + arrival.due_seconds)
 
     def close(self) -> None:
         self._closed = True
@@ -203,14 +204,19 @@ def _pictures_in(seconds: float, plan: CameraPlan) -> int:
     return round(seconds * plan.fps)
 
 
-def decoded_again(source: str) -> Iterator[Frame]:
-    """The frames of a source without end: it is decoded again and again, as a camera's video would be."""
+def decoded_again(source: str) -> Iterator[Frame | None]:
+    """The frames of a source without end: it is decoded again and again, as a camera's video would be.
+
+    Where it begins again its first picture falls out: a camera does not open its stream while pictures come, which
+    takes longer than decoding one.
+    """
+    count = 0
     while True:
-        count = 0
+        begins_again, count = count > 1, 0
         with closing(open_video(source)) as video:
             for frame in video.frames():
                 count += 1
-                yield frame
+                yield None if begins_again and count == 1 else frame
         if not count:
             raise VideoError(f"{source} holds no picture", hint="name a video file")
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
+from click.core import ParameterSource
 
 from edgeclf.specs import Device
+
+if TYPE_CHECKING:
+    from edgeclf.runtime.tuned import Objective
 
 SCENARIOS = ("offline", "single-stream", "multi-stream", "stages")
 _COMPARE = "compare"
@@ -91,6 +96,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Frames in one extractor run; chosen by device if not given."
 )
+@click.option("--tuned", is_flag=True,
+              help="Run as edgeclf tune chose: for latency in single-stream, else for throughput.")  # fmt: skip
 @click.option("--fps", callback=_numbers, metavar="N,...", default="25", show_default=True,
               help="Live: pictures a second; of several rates the cameras take one each in turn.")  # fmt: skip
 @click.option("--sample-fps", type=click.FloatRange(0.1, 1000), help="Live: frames a second that are classified.")
@@ -147,6 +154,8 @@ def bench(
 
     if (bundle is None) == (network is None):
         raise click.UsageError("name a BUNDLE, or a --network")
+    if options["tuned"]:
+        _check_tuned(options, sources)
     if trace_path and not sources:
         raise click.UsageError("--trace shows the loop: name a SOURCE")
     command = shlex.join(["edgeclf", "bench", *map(redacted, click.get_current_context().meta[_GIVEN])])
@@ -158,6 +167,18 @@ def bench(
     shown = records if len(records) > 1 else records[0]
     click.echo(json.dumps(shown, indent=2) if form == "json" else said)
     _write(records, options["record_path"], options["page_path"], trace_path)
+
+
+def _check_tuned(options: dict[str, Any], sources: tuple[str, ...]) -> None:
+    """Say that --tuned leaves nothing else to choose."""
+    given = click.get_current_context().get_parameter_source
+    named = [name for name in ("precision", "backend", "batch") if given(name) is not ParameterSource.DEFAULT]
+    if named:
+        raise click.UsageError(f"--tuned chooses --{named[0]}: leave out one of the two")
+    if not sources:
+        raise click.UsageError("--tuned is a way to run the loop: name a SOURCE")
+    if len(options["device"]) > 1 or options["device"] == ("all",):
+        raise click.UsageError("--tuned runs one choice: name one --device, or none")
 
 
 def _alone(bundle: str | None, network: str | None, command: str, options: dict[str, Any]) -> tuple[list[_Record], str]:
@@ -210,9 +231,27 @@ def _scenarios(
         said=partial(click.echo, err=True),
     )
     wanted = SCENARIOS if options["scenario"] == "all" else (options["scenario"],)
-    records = [_scenario(name)(asked) for name in wanted]
+    if options["tuned"]:
+        records = [_scenario(name)(_as_tuned(asked, bundle, options["device"], name)) for name in wanted]
+    else:
+        records = [_scenario(name)(asked) for name in wanted]
     width = shutil.get_terminal_size().columns
     return records, "\n\n\n".join(table(record, width) for record in records)
+
+
+def _as_tuned(asked: Any, bundle: str, devices: Sequence[Device], scenario: str) -> Any:
+    """The same benchmark with the choice of `edgeclf tune` for the scenario."""
+    from edgeclf.bench.devices import Choice
+    from edgeclf.runtime.tuned import find
+
+    objective: Objective = "latency" if scenario == "single-stream" else "throughput"
+    tuned = find(asked.bundle, devices[0], objective)
+    if tuned is None:
+        hint = f"edgeclf tune {bundle} --objective {objective}"
+        raise click.UsageError(f"{bundle} was never tuned for {objective} on this machine as it is now: {hint}")
+    asked.said(str(tuned))
+    choice = Choice(tuned.device, tuned.precision, tuned.backend, tuned.threads)
+    return replace(asked, choices=(choice,), tuned=tuned)
 
 
 def _live(options: dict[str, Any]) -> Any:

@@ -29,6 +29,7 @@ class Choice:
     device: Device
     precision: str = "fp32"
     backend: str | None = None
+    threads: int = 1  # inside one run
 
     def __str__(self) -> str:
         device = "" if self.device in ("cpu", self.backend) else f" on {self.device}"
@@ -68,19 +69,18 @@ def open_asked(
     *,
     name: str,
     group: Group,
-    threads: int = 1,
 ) -> tuple[dict[Choice, Model], list[dict[str, Any]]]:
     """The models of the choices that work, closed with the stack, and a row with the reason for each that does not.
 
     Raises EdgeclfError where there is one choice and it does not work, or where none does.
     """
     if len(choices) == 1:
-        return {choices[0]: open_one(stack, bundle, choices[0], threads=threads)}, []
+        return {choices[0]: open_one(stack, bundle, choices[0])}, []
     models: dict[Choice, Model] = {}
     rows = []
     for choice in choices:
         try:
-            models[choice] = open_one(stack, bundle, choice, threads=threads)
+            models[choice] = open_one(stack, bundle, choice)
         except EdgeclfError as error:
             rows.append(unavailable(RowName(f"{name}, {choice}", group, choice.wanted), str(error)))
     if not models:
@@ -89,9 +89,11 @@ def open_asked(
     return models, rows
 
 
-def open_one(stack: ExitStack, bundle: ModelBundle, choice: Choice, *, threads: int = 1) -> Model:
+def open_one(stack: ExitStack, bundle: ModelBundle, choice: Choice) -> Model:
     """The model of a choice, closed with the stack. Raises EdgeclfError where it does not work."""
-    model = open_model(bundle, choice.device, precision=choice.precision, backend=choice.backend, threads=threads)
+    model = open_model(
+        bundle, choice.device, precision=choice.precision, backend=choice.backend, threads=choice.threads
+    )
     stack.callback(model.close)
     return model
 

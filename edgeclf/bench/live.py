@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,6 @@ from edgeclf.bench.asked import Asked, LiveSettings
 from edgeclf.bench.cameras import CameraPlan, PacedCamera, Pictures, Show, decoded_again, in_memory, labels_due
 from edgeclf.bench.devices import Choice, open_asked, open_one
 from edgeclf.bench.load import MUCH_FOREIGN_LOAD, Usage, measured, rss_mb
-from edgeclf.bench.offline import options_for
 from edgeclf.bench.rows import Group, RowName, Samples, bundle_of, record_of, row, sources_of, trace_of
 from edgeclf.bench.timing import Distribution, interleaved
 from edgeclf.bundle import ModelBundle
@@ -105,11 +105,11 @@ def single_stream(asked: Asked) -> dict[str, Any]:
     bundle, live = _every_frame(asked.bundle, asked.live), asked.live
     with ExitStack() as stack:
         models, failed = open_asked(stack, bundle, asked.choices, name=_settings_name("default"), group="ours")
-        quick = {each: open_one(stack, bundle, each, threads=available_cores()) for each in models}
+        quick = {each: open_one(stack, bundle, replace(each, threads=available_cores())) for each in models}
         ways: dict[str, tuple[RowName, Callable[[], LiveRun]]] = {}
         for each, model in models.items():
             for kind, chosen, options in (
-                ("default", model, options_for(model, asked.batch)),
+                ("default", model, asked.options_for(model)),
                 ("latency", quick[each], LoopOptions(workers=1, batch_size=1)),
             ):
                 name = _row_name(kind, each, asked, chosen, options)
@@ -140,7 +140,7 @@ def multi_stream(asked: Asked) -> dict[str, Any]:
         models, failed = open_asked(stack, bundle, asked.choices, name="cameras", group="ours")
         rows, knees, sustained_cameras = [], [], list[int]()
         for choice, model in models.items():
-            options = options_for(model, asked.batch)
+            options = asked.options_for(model)
             steps, good = _steps(asked, model, options)
             name = "cameras" if asked.one_choice else f"cameras, {choice}"
             knee = [_step(runs, asked.live) for _, runs in sorted(steps.items())]
@@ -445,19 +445,32 @@ def _workload(asked: Asked, bundle: ModelBundle) -> dict[str, Any]:
 
 
 def _one_run(model: Model, runs: Sequence[LiveRun]) -> dict[str, Any] | None:
-    """How long the extractor takes for one frame on the idle machine, and how many of that the median p99 is."""
+    """How long the extractor takes for one frame on the idle machine, and how many of that the median p99 is.
+
+    One run after another, and a run after as much rest as lies between two frames of the camera: caches are cold then.
+    """
     frame = np.zeros((1, *model.preprocess.input_shape), np.uint8)
-    seconds = [measured(partial(model.extract, frame))[1].seconds for _ in range(_RUNS_ALONE)]
-    alone = 1000 * Distribution.of(seconds).median
+
+    def one_run(rest: float) -> float:
+        time.sleep(rest)
+        return 1000 * measured(partial(model.extract, frame))[1].seconds
+
+    alone = Distribution.of([one_run(0.0) for _ in range(_RUNS_ALONE)]).median
+    rested = Distribution.of([one_run(1 / model.clip.rate) for _ in range(_RUNS_ALONE)]).median
     p99s = [1000 * Distribution.of(run.latencies).p99 for run in runs if run.latencies]
     if not p99s:
         return None
     reached = Distribution.of(p99s).median / alone
-    return {"of": "one run of the extractor", "extractor_run_ms": round(alone, 3), "p99_in_runs": round(reached, 2)}
+    return {
+        "of": "one run of the extractor",
+        "extractor_run_ms": round(alone, 3),
+        "rested_run_ms": round(rested, 3),
+        "p99_in_runs": round(reached, 2),
+    }
 
 
 def _traced(model: Model, asked: Asked, count: int) -> list[dict[str, Any]]:
     meters = LoopMeters.traced()
-    options = options_for(model, asked.batch)
+    options = asked.options_for(model)
     play(model, options, asked.sources, count, replace(asked.live, seconds=min(2.0, asked.live.seconds)), meters)
     return trace_of(meters.by_stage())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -67,32 +67,25 @@ def offline(asked: Asked) -> dict[str, Any]:
 def open_loops(asked: Asked, stack: ExitStack) -> Opened:
     """Our loops on the first choice that works, the loops of others, and the pipelined loop on every other choice."""
     models, failed = open_asked(stack, asked.bundle, asked.choices, name=PIPELINED, group="device")
-    choice, single = next(iter(models.items()))
-    default = open_one(stack, asked.bundle, choice, threads=0)
-    options = options_for(single, asked.batch)
-    own = SAME if single.extractor.placement.provider == "CPU" else TOLERANCES.get(choice.precision, NEARLY_SAME)
+    choice, model = next(iter(models.items()))
+    single = model if choice.threads == 1 else open_one(stack, asked.bundle, replace(choice, threads=1))
+    default = open_one(stack, asked.bundle, replace(choice, threads=0))
+    options = asked.options_for(model)
+    own = SAME if model.extractor.placement.provider == "CPU" else TOLERANCES.get(choice.precision, NEARLY_SAME)
     sources = asked.sources
     loops = [
-        runtime_loop(PIPELINED, single, options, sources, tolerance=own),
+        runtime_loop(PIPELINED, model, options, sources, tolerance=own),
         runtime_loop(ONE_THREAD, single, options.sequential(), sources),
         runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources, tolerance=own),
-        *together_loops(single, options, sources, own),
+        *together_loops(model, options, sources, own),
     ]
     ours = len(loops)
-    for each, model in [*models.items()][1:]:
+    for each, other in [*models.items()][1:]:
         name = f"{PIPELINED}, {each}"
         allowed = max(TOLERANCES.get(precision, NEARLY_SAME) for precision in (choice.precision, each.precision))
-        loops.append(
-            runtime_loop(name, model, options_for(model, asked.batch), sources, group="device", tolerance=allowed)
-        )
+        loops.append(runtime_loop(name, other, asked.options_for(other), sources, group="device", tolerance=allowed))
     baselines, missing = _baselines(asked, stack, choice, single, options)
-    return Opened([*loops[:ours], *baselines, *loops[ours:]], [*missing, *failed], single, options)
-
-
-def options_for(model: Model, batch: int | None) -> LoopOptions:
-    """The loop's options for where the extractor runs."""
-    options = LoopOptions.for_device(model.extractor.placement.device)
-    return options.with_batch(batch) if batch else options
+    return Opened([*loops[:ours], *baselines, *loops[ours:]], [*missing, *failed], model, options)
 
 
 def _baselines(
@@ -100,7 +93,7 @@ def _baselines(
 ) -> tuple[list[Loop], list[dict[str, Any]]]:
     loops: list[Loop] = []
     failed: list[dict[str, Any]] = []
-    others = other_loops(stack, asked.bundle, choice, model, asked.sources, options.batch_size)
+    others = other_loops(stack, asked.bundle, replace(choice, threads=1), model, asked.sources, options.batch_size)
     for name, open_loop in others.items():
         try:
             loops.append(open_loop())

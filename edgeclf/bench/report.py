@@ -167,7 +167,9 @@ def _bound(record: Mapping[str, Any]) -> Iterator[str]:
     if side := bound.get("decode_side"):
         yield f'the decode side takes {side["share"]:.2f} of the CPU time per picture that "{side["of"]}" takes'
     if "extractor_run_ms" in bound:
-        yield f"one extractor run takes {bound['extractor_run_ms']:.1f} ms; p99 is {bound['p99_in_runs']:.1f} of them"
+        rested = f", {bound['rested_run_ms']:.1f} ms after a rest" if "rested_run_ms" in bound else ""
+        times = f"p99 is {bound['p99_in_runs']:.1f} of them"
+        yield f"one extractor run takes {bound['extractor_run_ms']:.1f} ms{rested}; {times}"
 
 
 def _stages(record: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,6 @@ from edgeclf.bench.asked import Asked
 from edgeclf.bench.devices import Choice, open_asked
 from edgeclf.bench.load import Usage, measured
 from edgeclf.bench.loops import PIPELINED, pass_over
-from edgeclf.bench.offline import options_for
 from edgeclf.bench.rows import RowName, Samples, bundle_of, record_of, row, sources_of, trace_of
 from edgeclf.bench.timing import MOST_STABLE_ROUNDS, Distribution, interleaved, is_stable
 from edgeclf.clips import sampler_of
@@ -68,10 +67,10 @@ def stages(asked: Asked) -> dict[str, Any]:
     with ExitStack() as stack:
         models, failed = open_asked(stack, asked.bundle, asked.choices, name="extract", group="stage")
         model = next(iter(models.values()))
-        options = options_for(model, asked.batch)
+        options = asked.options_for(model)
         every = _video_stages(model, options, asked.sources)
         every += [
-            _extract_stage(each, choice, batch, options_for(each, batch).workers)
+            _extract_stage(each, choice, batch, asked.options_for(each).workers)
             for choice, each in models.items()
             for batch in _batches(each, options)
         ]

@@ -24,7 +24,7 @@ from edgeclf.bench.baselines import (
 from edgeclf.bench.devices import Choice, open_one
 from edgeclf.bench.load import Usage
 from edgeclf.bench.loops import DEFAULT_THREADS, ONE_THREAD, PIPELINED, Loop, Run, Work, changed_labels, disagreement
-from edgeclf.bench.offline import measure, offline, open_loops, options_for
+from edgeclf.bench.offline import measure, offline, open_loops
 from edgeclf.bench.report import table
 from edgeclf.bench.rows import Group, RowName, write_record
 from edgeclf.bench.together import ONE_AT_A_TIME, together_name
@@ -352,8 +352,9 @@ def test_loop_without_latencies_has_dashes_in_the_table(record: dict[str, Any]) 
 def test_batch_is_taken_from_the_caller(bundle: ModelBundle) -> None:
     with ExitStack() as stack:
         model = open_one(stack, bundle, CPU)
-        assert options_for(model, 7).batch_size == 7
-        loops = open_loops(Asked(bundle, ("a",), (CPU,), batch=7), stack).loops
+        asked = Asked(bundle, ("a",), (CPU,), batch=7)
+        assert asked.options_for(model).batch_size == 7
+        loops = open_loops(asked, stack).loops
     assert [loop.name.batch for loop in loops[:3]] == [7, 7, 7]
 
 

@@ -187,12 +187,30 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_video(tmp_path_factory.mktemp("videos") / "short.avi", images, fps=10))
 
 
-def reds(frames: Iterator[Frame], count: int) -> list[bool]:
-    return [bool(frame.image[..., 0].mean() > 100) for frame in islice(frames, count)]
+def reds(frames: Iterator[Frame | None], count: int) -> list[bool | None]:
+    """Whether each picture is red; None where none comes."""
+    return [None if frame is None else bool(frame.image[..., 0].mean() > 100) for frame in islice(frames, count)]
 
 
-def test_decoded_video_starts_again_at_its_end(video: str) -> None:
-    assert reds(decoded_again(video), 8) == [True] * 3 + [False] * 2 + [True] * 3
+def test_decoded_video_starts_again_at_its_end_without_its_first_picture(video: str) -> None:
+    again = [None, True, True, False, False]
+    assert reds(decoded_again(video), 14) == [True, True, True, False, False, *again, *again[:4]]
+
+
+def test_video_of_one_picture_is_shown_each_time(tmp_path: Path) -> None:
+    video = str(write_video(tmp_path / "one.avi", plain(RED, 0.1, fps=10), fps=10))
+    assert reds(decoded_again(video), 3) == [True] * 3
+
+
+def test_picture_that_does_not_come_is_left_out_and_the_next_is_on_time() -> None:
+    time = FakeTime()
+    shown = next(pictures()())
+    paced = PacedCamera(
+        "a", lambda: iter([shown, None, shown, shown]), CameraPlan(fps=10), begun(0.4), clock=time.read, wait=time.wait
+    )
+    seen = list(paced.frames())
+    assert [frame.pts_seconds for frame in seen] == pytest.approx([0.0, 0.2, 0.3])
+    assert [frame.arrival for frame in seen] == pytest.approx([100.0, 100.2, 100.3])
 
 
 def test_pictures_in_memory_are_bounded_and_shared(video: str) -> None:
@@ -200,7 +218,8 @@ def test_pictures_in_memory_are_bounded_and_shared(video: str) -> None:
     assert reds(shown(), 6) == [True] * 3 + [False] + [True] * 2
     assert reds(shown(), 1) == [True]
     few = in_memory(video, most_bytes=2 * 48 * 64 * 3)
-    assert [frame.image for frame in islice(few(), 3)][2] is next(few()).image, "two fill the bytes that are allowed"
+    images = [frame.image for frame in islice(few(), 3) if frame]
+    assert images[2] is images[0], "two fill the bytes that are allowed"
 
 
 @pytest.mark.parametrize("read", [in_memory, lambda source: next(decoded_again(source))], ids=["memory", "decoded"])

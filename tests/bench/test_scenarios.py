@@ -217,6 +217,7 @@ def test_single_stream_has_both_settings_and_the_extractor_alone(bundle: ModelBu
         decode = row["stages"]["decode"]
         assert decode["busy_seconds"] < 1.0 < decode["wait_seconds"], "of 1.6 s on show it waits for pictures mostly"
     assert record["bound"]["extractor_run_ms"] > 0
+    assert record["bound"]["rested_run_ms"] > 0
 
 
 def test_sampling_is_as_asked_for(bundle: ModelBundle, video: str) -> None:

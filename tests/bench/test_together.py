@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgeclf.bench import together
+from edgeclf.bench.asked import Asked
 from edgeclf.bench.devices import Choice, open_one
 from edgeclf.bench.loops import disagreement, pass_over
-from edgeclf.bench.offline import options_for
 from edgeclf.bench.together import Followed, fairness, together_loops
 from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.video import Frame
@@ -93,7 +93,7 @@ def test_files_at_once_give_the_clips_of_one_after_another(bundle: ModelBundle, 
     ]
     with ExitStack() as stack:
         model = open_one(stack, bundle, Choice("cpu"))
-        options = options_for(model, None)
+        options = Asked(bundle, tuple(videos), (Choice("cpu"),)).options_for(model)
         expected = pass_over(model, options.sequential(), videos)
         loops = together_loops(model, options, videos, 0.0)
         assert [loop.name.name for loop in loops] == ["pipelined, 1 file at a time", "pipelined, 3 files at a time"]
