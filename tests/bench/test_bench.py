@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ from edgeclf.errors import ParityError, VideoError
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.records import Prediction
 from edgeclf.runtime.session import Placement
+from edgeclf.runtime.tuned import Tuned, keep, key_of
 from tests.support.labelled import edgeclf, require_keras
 from tests.support.videos import BLUE, GREEN, RED, plain, write_video
 
 METRIC = {"unit", "better", "count", "median", "p90", "p95", "p99", "smallest", "largest", "samples"}
+TUNED = Tuned("throughput", "onnxruntime", "cpu", "fp32", 3, 2, 1, 812.5, 0.0031, "2026-11-22")
 CPU = Choice("cpu")
 
 
@@ -358,6 +360,16 @@ def test_batch_is_taken_from_the_caller(bundle: ModelBundle) -> None:
     assert [loop.name.batch for loop in loops[:3]] == [7, 7, 7]
 
 
+def test_loop_runs_as_tuned_and_the_others_as_ever(bundle: ModelBundle) -> None:
+    tuned = replace(TUNED, batch_size=4, workers=1, threads=2)
+    with ExitStack() as stack:
+        asked = Asked(bundle, ("a",), (Choice("cpu", "fp32", "onnxruntime", threads=2),), tuned=tuned)
+        pipelined, one, default, *_ = open_loops(asked, stack).loops
+    assert (pipelined.name.workers, pipelined.name.batch, pipelined.name.placement.threads) == (1, 4, 2)
+    assert (one.name.workers, one.name.placement.threads) == (0, 1)
+    assert default.name.placement.threads == 0
+
+
 def test_source_that_cannot_be_read_is_an_error(bundle: ModelBundle, videos: list[str], tmp_path: Path) -> None:
     sources = (*videos, str(tmp_path / "none.avi"))
     with ExitStack() as stack:
@@ -399,10 +411,29 @@ def test_command_ends_with_1_where_a_source_cannot_be_read(colors: Path, videos:
     assert not (tmp_path / "record.json").exists()
 
 
+def test_command_runs_as_tune_chose(
+    colors: Path, videos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path))
+    words = ("bench", colors, videos[1], "--tuned", "--rounds", "1", "--format", "json")
+    missing = edgeclf(*words)
+    assert missing.returncode == 2
+    assert f"never tuned for throughput on this machine as it is now: edgeclf tune {colors}" in missing.stderr
+    keep(key_of(open_bundle(colors), "auto", "throughput"), {"tuned": asdict(TUNED)})
+    done = edgeclf(*words)
+    assert done.returncode == 0, done.stderr
+    assert str(TUNED) in done.stderr
+    row = json.loads(done.stdout)["rows"][0]
+    assert (row["backend"], row["workers"], row["batch"]) == ("onnxruntime", TUNED.workers, TUNED.batch_size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "name a BUNDLE, or a --network"),
+        (["{colors}", "--tuned"], "--tuned is a way to run the loop: name a SOURCE"),
+        (["{colors}", "{video}", "--tuned", "--batch", "2"], "--tuned chooses --batch: leave out one of the two"),
+        (["{colors}", "{video}", "--tuned", "--device", "all"], "--tuned runs one choice"),
         (["{colors}", "--network", "vgg16"], "name a BUNDLE, or a --network"),
         (["{colors}", "--precision", "int8"], "without a SOURCE every precision is measured"),
         (["nothing", "{video}"], "BundleError: there is no bundle 'nothing'"),
