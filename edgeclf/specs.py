@@ -67,6 +67,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _require_rate(rate: object) -> None:
+    require(_is_number(rate) and 0.01 <= cast(float, rate) <= 1000, f"rate {rate!r} must be 0.01 to 1000")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -183,7 +187,7 @@ class ClipSpec(_Record):
 
     def __post_init__(self) -> None:
         require(_is_count(self.length) and self.length <= 4096, f"length {self.length!r} must be 1 to 4096")
-        require(_is_number(self.rate) and 0.01 <= self.rate <= 1000, f"rate {self.rate!r} must be 0.01 to 1000")
+        _require_rate(self.rate)
         require(_is_number(self.hop_seconds) and 0 < self.hop_seconds <= _HOUR, "hop_seconds must be 0 to 3600")
         require(_is_number(self.stale_seconds) and 0 < self.stale_seconds <= _HOUR, "stale_seconds must be 0 to 3600")
         slots = self.stale_seconds * self.rate
@@ -205,6 +209,15 @@ class ClipSpec(_Record):
     def of_stream(self) -> ClipSpec:
         """The same clips as they are cut from a stream: by time, whatever `sampling` says of files."""
         return replace(self, sampling="rate")
+
+    def at_rate(self, rate: float) -> ClipSpec:
+        """Clips of as many frames and as much overlap, sampled by time at another rate: they cover other times.
+
+        Raises ValueError where the rate is not 0.01 to 1000.
+        """
+        _require_rate(rate)
+        clips = ClipSpec.by_rate(self.length, rate, hop_seconds=self.hop_seconds * self.rate / rate)
+        return replace(clips, padding=self.padding)
 
     @property
     def seconds(self) -> float:

@@ -23,6 +23,15 @@ def test_spec_survives_json(spec: ClipSpec | PreprocessSpec | TensorSpec) -> Non
     assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+def test_clips_at_another_rate_have_as_many_frames_and_as_much_overlap() -> None:
+    first = ClipSpec(20, 25.0, hop_seconds=0.2, stale_seconds=1.0, sampling="first", padding="repeat_last")
+    slow = first.at_rate(4.0)
+    assert (slow.length, slow.hop_slots, slow.padding, slow.sampling) == (20, 5, "repeat_last", "rate")
+    assert (slow.seconds, slow.stale_seconds) == (5.0, 2.5), "a gap counts as one of clips that long"
+    with pytest.raises(ValueError, match="rate 0 must be"):
+        first.at_rate(0)
+
+
 def test_hop_defaults_to_a_quarter_of_a_clip() -> None:
     assert (CLIP.seconds, CLIP.hop_seconds, CLIP.hop_slots) == (4.0, 1.0, 5)
 

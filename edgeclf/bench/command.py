@@ -217,10 +217,11 @@ def _scenarios(
 
     names = tuple(expand_sources(sources))
     opened = open_bundle(bundle)
+    choices = choices_of(options["device"], options["precision"], options["backend"], opened)
     asked = Asked(
         opened,
         names,
-        tuple(choices_of(options["device"], options["precision"], options["backend"], opened)),
+        tuple(replace(choice, max_batch=max(choice.max_batch, options["batch"] or 0)) for choice in choices),
         command,
         keras=options["model"],
         batch=options["batch"],

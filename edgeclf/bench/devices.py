@@ -11,7 +11,7 @@ from edgeclf.bench.rows import Group, RowName, unavailable
 from edgeclf.bundle import ModelBundle
 from edgeclf.errors import EdgeclfError, SessionError
 from edgeclf.runtime.model import BF16, Model, open_model
-from edgeclf.runtime.session import BACKENDS, CPU_PRECISIONS, Placement
+from edgeclf.runtime.session import BACKENDS, CPU_PRECISIONS, MAX_BATCH, Placement
 from edgeclf.specs import Device
 
 ALL = "all"
@@ -30,6 +30,7 @@ class Choice:
     precision: str = "fp32"
     backend: str | None = None
     threads: int = 1  # inside one run
+    max_batch: int = MAX_BATCH
 
     def __str__(self) -> str:
         device = "" if self.device in ("cpu", self.backend) else f" on {self.device}"
@@ -92,7 +93,12 @@ def open_asked(
 def open_one(stack: ExitStack, bundle: ModelBundle, choice: Choice) -> Model:
     """The model of a choice, closed with the stack. Raises EdgeclfError where it does not work."""
     model = open_model(
-        bundle, choice.device, precision=choice.precision, backend=choice.backend, threads=choice.threads
+        bundle,
+        choice.device,
+        precision=choice.precision,
+        backend=choice.backend,
+        threads=choice.threads,
+        max_batch=choice.max_batch,
     )
     stack.callback(model.close)
     return model

@@ -41,6 +41,8 @@ _FORMATS = ("table", "jsonl", "csv", "vtt")
 @click.option("--decoder", help="What decodes: pyav, opencv, nvdec, vaapi, v4l2 or gstreamer; pyav if not given.")
 @click.option("--resize", type=click.Choice(get_args(Resize)),
               help="How pictures are resized; as the model was trained, if not given.")  # fmt: skip
+@click.option("--sample-fps", type=click.FloatRange(0.01, 1000), metavar="N",
+              help="Frames a second that clips are made of; the model's own rate if not given.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 256), help="Extractor runs at a time; one per core if not given.")
 @click.option("--no-tuned", is_flag=True, help="Run by defaults, whatever edgeclf tune has found on this machine.")
 @click.option(
@@ -69,6 +71,7 @@ def infer(
     batch: int | None,
     decoder: str | None,
     resize: Resize | None,
+    sample_fps: float | None,
     workers: int | None,
     no_tuned: bool,
     streams: int | None,
@@ -108,11 +111,19 @@ def infer(
     shown: list[Prediction] = []
     objective = None if no_tuned else _objective(names)
     with open_classifier(
-        *bundles, device=device, precision=precision, backend=backend, tuned_for=objective, resize=resize
+        *bundles,
+        device=device,
+        precision=precision,
+        backend=backend,
+        tuned_for=objective,
+        resize=resize,
+        sample_fps=sample_fps,
+        batch_size=batch,
     ) as classifier:
-        options = classifier.options.with_batch(batch) if batch else classifier.options
         options = replace(
-            options, workers=workers or options.workers, sources_at_once=streams or options.sources_at_once
+            classifier.options,
+            workers=workers or classifier.options.workers,
+            sources_at_once=streams or classifier.options.sources_at_once,
         )
         click.echo(_banner(classifier, options.workers), err=True)
         opener = _opener(decoder, classifier.model.preprocess.size)
@@ -252,6 +263,7 @@ def _banner(classifier: Classifier, workers: int) -> str:
         f"{names}: extractor on {model.extractor.placement}{copies}",
         f"classifier on {model.classifier.placement}",
         *(["planes resized"] if model.preprocess.resize == "planes" else []),
+        *([f"{model.sample_fps:g} frames/s"] if model.sample_fps else []),
         *([str(classifier.tuned)] if classifier.tuned else []),
     ]
     return "; ".join(parts)

@@ -31,6 +31,7 @@ class Model:
     extractor: Session
     classifier: Session
     thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown"; none: nothing is
+    sample_fps: float | None = None  # frames a second, where they are other than the model was trained with
 
     def with_threshold(self, threshold: float | None) -> Model:
         """The same model with one threshold for all labels; with its own ones for None."""
@@ -39,6 +40,10 @@ class Model:
     def resizing(self, resize: Resize) -> Model:
         """The same model with another way to resize pictures than the one it was trained with."""
         return replace(self, preprocess=replace(self.preprocess, resize=resize))
+
+    def sampling_at(self, rate: float) -> Model:
+        """The same model with clips of `rate` frames a second, whatever it was trained with; 0.01 to 1000."""
+        return replace(self, clip=self.clip.at_rate(rate), sample_fps=rate)
 
     def extract(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
         """Features float32 (N, F) of frames uint8 (N, H, W, 3) RGB, or (N, K, H, W, 3) where pictures are stacked.

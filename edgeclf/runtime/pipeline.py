@@ -20,6 +20,7 @@ from edgeclf.runtime.model import Model, open_models
 from edgeclf.runtime.motion import MotionGate
 from edgeclf.runtime.prefetch import parallel_map
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
+from edgeclf.runtime.session import MAX_BATCH
 from edgeclf.runtime.stages import (
     Ended,
     SampledFrame,
@@ -311,6 +312,8 @@ def open_classifier(
     options: LoopOptions | None = None,
     tuned_for: Objective | None = None,
     resize: Resize | None = None,
+    sample_fps: float | None = None,
+    batch_size: int | None = None,
 ) -> Classifier:
     """The classifier of a packaged bundle, or of the bundle at a path; also `edgeclf.open`.
 
@@ -318,16 +321,21 @@ def open_classifier(
     or "tensorrt". precision, backend: which graph runs ("fp32" if not given), and what runs it, as of `open_session`.
     threshold: the score below which any label is "unknown", instead of the bundle's own. tuned_for: run as
     `edgeclf tune` chose for this objective on this machine, if it did, where neither precision nor backend is given.
-    resize: "rgb" or "planes", instead of what the model was trained with. Raises BundleError and SessionError.
+    resize: "rgb" or "planes", instead of what the model was trained with. sample_fps: frames a second that clips are
+    made of, 0.01 to 1000, instead of the model's rate; it then stands in every record. batch_size: frames in one
+    extractor run, whatever the options say. Raises BundleError and SessionError, and ValueError where sample_fps makes
+    no sense.
     """
     bundles = [open_bundle(each) for each in (name, *further)]
     tuned = find_for_all(bundles, device, tuned_for) if tuned_for and not (precision or backend) else None
+    opened = partial(open_models, bundles, max_batch=max(MAX_BATCH, batch_size or 0))
     if tuned is None:
-        models = open_models(bundles, device, precision=precision or "fp32", backend=backend)
+        models = opened(device, precision=precision or "fp32", backend=backend)
     else:
-        models = open_models(
-            bundles, tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads
-        )
+        models = opened(tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads)
         options = options or tuned.options(LoopOptions.for_device(tuned.device))
-    model, *also = (each.resizing(resize) for each in models) if resize else models
+    models = tuple(each.resizing(resize) for each in models) if resize else models
+    model, *also = models if sample_fps is None else (each.sampling_at(sample_fps) for each in models)
+    options = options or LoopOptions.for_device(model.extractor.placement.device)
+    options = options.with_batch(batch_size) if batch_size else options
     return Classifier(model, options, also=also, threshold=threshold, tuned=tuned)

@@ -26,6 +26,7 @@ class Scored:
     thresholds: tuple[float, ...] = ()  # of each label; a winner below its own is "unknown". None: 0 for all
     classifier: str = ""  # its name, as several may look at one source
     source_index: int = 0  # where it stands among the sources: two may have one name without their passwords
+    sample_fps: float | None = None  # frames a second that clips are made of, where the caller chose them
 
     @property
     def score(self) -> float:
@@ -56,6 +57,7 @@ class Scored:
             "label": self.label,
             "score": self.score,
             "scores": dict(zip(self.labels, self.scores, strict=True)),
+            **({} if self.sample_fps is None else {"sample_fps": self.sample_fps}),
         }
 
 
@@ -134,7 +136,14 @@ def result_of(clips: Sequence[Prediction], aggregate: Aggregate) -> Result:
     first = clips[0]
     scores = aggregate_scores([clip.scores for clip in clips], aggregate)
     return Result(
-        first.source, first.labels, scores, first.thresholds, first.classifier, first.source_index, tuple(clips)
+        first.source,
+        first.labels,
+        scores,
+        first.thresholds,
+        first.classifier,
+        first.source_index,
+        first.sample_fps,
+        tuple(clips),
     )
 
 

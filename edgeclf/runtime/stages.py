@@ -355,6 +355,7 @@ def _prediction(due: _DueClip, scores: NDArray[np.float32], now: float) -> Predi
         due.model.thresholds,
         due.model.name,
         due.id.index,
+        due.model.sample_fps,
         start_seconds=round(due.clip.start_seconds, 6),
         end_seconds=round(due.clip.end_seconds, 6),
         flags=due.clip.flags,

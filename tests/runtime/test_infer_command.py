@@ -62,6 +62,17 @@ def test_what_tune_found_is_used_and_said(
         assert "tuned" not in edgeclf("infer", video, "-b", colors, "--device", "cpu", *option).stderr
 
 
+def test_another_rate_is_said_and_stands_in_every_record(colors: Path, video: Path) -> None:
+    given, asked = (
+        edgeclf("infer", video, "-b", colors, "--format", "jsonl", *options) for options in ((), ("--sample-fps", "1"))
+    )
+    assert "; 1 frames/s" in asked.stderr
+    usual, slow = ([json.loads(line) for line in done.stdout.splitlines()] for done in (given, asked))
+    assert [record.get("sample_fps") for record in slow] == [1.0] * (len(slow) - 1) + [None]
+    assert not any("sample_fps" in record for record in usual)
+    assert 0 < slow[-1]["processed"] < usual[-1]["processed"]
+
+
 def test_another_way_to_resize_is_said(colors: Path, video: Path) -> None:
     done = edgeclf("infer", video, "-b", colors, "--resize", "planes")
     assert done.returncode == 0, done.stderr

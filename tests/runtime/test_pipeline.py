@@ -14,6 +14,7 @@ from edgeclf.image_source import ImageSource
 from edgeclf.runtime.model import Model, thresholds_of
 from edgeclf.runtime.pipeline import Classifier, LoopMeters, LoopOptions, Source, open_classifier, run_loop
 from edgeclf.runtime.records import Prediction, Record, Result, SourceEnd
+from edgeclf.runtime.session import Session, open_session
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from tests.support.colors import CLIP, LABELS, write_bundle
 from tests.support.counting import NumberedSource
@@ -238,6 +239,22 @@ def test_stream_can_be_printed_as_it_comes(colors: Path, videos: list[Path]) -> 
 def test_what_is_no_source_is_refused_by_name(colors: Path, wrong: object) -> None:
     with open_classifier(colors, device="cpu") as classifier, pytest.raises(VideoError, match="is no source"):
         next(classifier.stream(wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batch", "room"), [(None, 32), (8, 32), (100, 100)])
+def test_session_has_room_for_the_batch_that_is_asked_for(
+    colors: Path, monkeypatch: pytest.MonkeyPatch, batch: int | None, room: int
+) -> None:
+    rooms: list[int] = []
+
+    def opened(*arguments: Any, **options: Any) -> Session:
+        rooms.append(options.get("max_batch", 0))
+        return open_session(*arguments, **options)
+
+    monkeypatch.setattr("edgeclf.runtime.model.open_session", opened)
+    with open_classifier(colors, batch_size=batch) as classifier:
+        assert classifier.options.batch_size == (batch or LoopOptions.for_device("cpu").batch_size)
+    assert rooms[0] == room
 
 
 def test_batch_that_is_asked_for_is_filled(colors: Path, videos: list[Path]) -> None:
