@@ -6,6 +6,7 @@ import logging
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,6 +84,14 @@ class Reader:
     def container_format(self) -> str:
         """FFmpeg's name of what holds the stream."""
         return str(self._container.format.name)
+
+    def clock(self) -> Clock:
+        """What tells the times of pictures.
+
+        AVI holds no times to show pictures at. Those that FFmpeg makes up for packed B-frames, as DivX and Xvid wrote
+        them, are in disorder by one picture.
+        """
+        return Clock(by_decoding=self.container_format == "avi")
 
     def packets(self) -> Iterator[av.Packet[Any]]:
         """Packets in the order of decoding, then an empty one that flushes the decoder.
@@ -219,14 +228,19 @@ class GrowingTime:
 
 
 class Clock:
-    """The times of what PyAV gives."""
+    """The times of what PyAV gives: those at which pictures are to be shown.
 
-    def __init__(self) -> None:
+    by_decoding: those of the packet with which each one came out instead, for files that hold no others.
+    """
+
+    def __init__(self, *, by_decoding: bool = False) -> None:
         self._time = GrowingTime()
+        self._by_decoding = by_decoding
 
     def seconds(self, item: av.VideoFrame | av.Packet[Any]) -> float:
         """The time of the next picture in order, by its own stamp or that of its packet."""
-        return self._time.at(_stamp(item), _seconds_of(item))
+        stamp = item.dts if self._by_decoding and item.dts is not None else item.pts
+        return self._time.at(_in_seconds(stamp, item.time_base), _seconds_of(item))
 
 
 def import_av() -> Any:
@@ -236,9 +250,8 @@ def import_av() -> Any:
     return av
 
 
-def _stamp(item: av.VideoFrame | av.Packet[Any]) -> float | None:
-    base = item.time_base
-    return None if item.pts is None or base is None else float(item.pts) * base.numerator / base.denominator
+def _in_seconds(stamp: int | None, base: Fraction | None) -> float | None:
+    return None if stamp is None or base is None else float(stamp) * base.numerator / base.denominator
 
 
 def _seconds_of(item: av.VideoFrame | av.Packet[Any]) -> float:

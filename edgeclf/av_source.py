@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeclf.av_pictures import Pictures
-from edgeclf.av_reader import Clock, Opening, Reader
+from edgeclf.av_reader import Opening, Reader
 from edgeclf.av_skipping import UnplannedError, planned_frames, prompt_frames, skipping_of
 from edgeclf.errors import VideoError
 from edgeclf.video import Frame, FrameChooser
@@ -103,7 +103,7 @@ class AvSource:
                 yield from _all_frames(reader)
                 return
             try:
-                for frame in planned_frames(reader, Clock(), Pictures(self.name), self._chooser, skipping):
+                for frame in planned_frames(reader, reader.clock(), Pictures(self.name), self._chooser, skipping):
                     given, last = given + 1, frame.pts_seconds
                     yield frame
                 return
@@ -118,11 +118,11 @@ class AvSource:
             if self._chooser is None or skipping is None:
                 yield from _arriving_frames(reader)
             else:
-                yield from prompt_frames(reader, Clock(), Pictures(self.name), self._chooser, skipping)
+                yield from prompt_frames(reader, reader.clock(), Pictures(self.name), self._chooser, skipping)
 
 
 def _all_frames(reader: Reader) -> Iterator[Frame]:
-    clock, pictures = Clock(), Pictures(reader.name)
+    clock, pictures = reader.clock(), Pictures(reader.name)
     for packet in reader.packets():
         for picture in reader.good(packet):
             yield pictures.frame(picture, clock.seconds(picture))
@@ -146,7 +146,7 @@ def _frames_after(reader: Reader, given: int, last: float) -> Iterator[Frame]:
 
 
 def _arriving_frames(reader: Reader) -> Iterator[Frame]:
-    clock, pictures = Clock(), Pictures(reader.name)
+    clock, pictures = reader.clock(), Pictures(reader.name)
     arrivals: dict[int | None, float] = {}
     for packet in reader.packets():
         now = arrivals[packet.pts] = time.perf_counter()

@@ -200,6 +200,20 @@ def test_times_start_at_zero_and_only_grow(stamps: list[int | None], times: list
     assert [clock.seconds(picture) for picture in pictures] == pytest.approx(times)
 
 
+def test_times_are_those_of_decoding_where_there_are_no_others() -> None:
+    clock = Clock(by_decoding=True)
+    stamps = [(1, 1), (2, 2), (4, 3), (3, 4), (5, None)]
+    pictures = [SimpleNamespace(pts=pts, dts=dts, duration=1, time_base=Fraction(1, 25)) for pts, dts in stamps]
+    assert [clock.seconds(picture) for picture in pictures] == pytest.approx([0.0, 0.04, 0.08, 0.12, 0.16])
+
+
+def test_packed_b_frames_of_an_avi_file_are_evenly_spaced(shared_data: Path) -> None:
+    """FFmpeg makes up times to show them at, two of three of which are swapped."""
+    source = AvSource(str(shared_data / "ucf101_avi/BabyCrawling/v_BabyCrawling_g06_c03.avi"))
+    times = [frame.pts_seconds for frame in source.frames()]
+    assert times == pytest.approx([n / 25 for n in range(201)])
+
+
 def test_size_may_change_in_mid_stream(tmp_path: Path) -> None:
     sizes = [(48, 64), (96, 80)]
     parts = [write_video(tmp_path / f"{n}.ts", moving(25, size=size), codec="mpeg4") for n, size in enumerate(sizes)]

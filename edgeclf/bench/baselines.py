@@ -309,12 +309,15 @@ def _opencv_frames(source: str, *, keeping: bool) -> Iterator[Frame]:
     if capture is None or not capture.isOpened():
         raise VideoError(f"OpenCV does not open {source}", hint="name video files")
     first: float | None = None
+    last, step = -1.0, 1 / (capture.get(cv2.CAP_PROP_FPS) or 25.0)
     try:
         while capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             first = seconds if first is None else first
+            # Pictures that the decoder still held at the end of an AVI file are said to stand at 0.
+            last = seconds - first if seconds - first > last else last + step
             convert = partial(_retrieved, cv2, capture)
-            yield Frame(seconds - first, partial(_as_it_is, convert()) if keeping else convert)
+            yield Frame(last, partial(_as_it_is, convert()) if keeping else convert)
     finally:
         capture.release()
 

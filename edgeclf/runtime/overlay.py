@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeclf.errors import VideoError, import_extra
+from edgeclf.av_reader import import_av
+from edgeclf.errors import VideoError
 from edgeclf.runtime.timeline import Segment
 from edgeclf.video import RgbImage, VideoSource
 
@@ -99,7 +100,7 @@ def _drawn(image: RgbImage, segment: Segment | None) -> RgbImage:
 
 def _write_video(pictures: Iterator[Picture], path: Path) -> int:
     """Encode as H.264; MPEG-4 part 2 where this FFmpeg has no encoder for it."""
-    av = _import_av()
+    av = import_av()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     written = 0
     stream: Any = None
@@ -115,7 +116,7 @@ def _write_video(pictures: Iterator[Picture], path: Path) -> int:
 
 def _write_gif(pictures: Iterator[Picture], path: Path) -> int:
     """Encode as a GIF that repeats for ever, each picture with a palette of its own."""
-    av = _import_av()
+    av = import_av()
     written = 0
     stream: Any = None
     graph: Any = None
@@ -159,7 +160,3 @@ def _picture(av: Any, image: RgbImage, seconds: float) -> av.VideoFrame:
     picture = av.VideoFrame.from_ndarray(image, format="rgb24")
     picture.pts, picture.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
     return picture
-
-
-def _import_av() -> Any:
-    return import_extra("av", "PyAV", "cpu")
