@@ -42,6 +42,7 @@ class Asked:
     keras: Path | None = None
     batch: int | None = None
     tuned: Tuned | None = None  # the loop runs as this says; it is then the one choice
+    rows: tuple[str, ...] = ()  # parts of the names of loops over files that are timed beside ours; none: all
     rounds: int = 5
     stable: bool = False
     traced: bool = False

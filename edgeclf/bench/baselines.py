@@ -19,7 +19,7 @@ from edgeclf.bench.loops import ONE_THREAD, Loop, Work, pass_over, run_of
 from edgeclf.bench.rows import RowName
 from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.clips import Clip, ClipAssembler, Sample, padded, sampler_of
-from edgeclf.errors import EdgeclfError, SessionError, VideoError, import_extra
+from edgeclf.errors import EdgeclfError, ParityError, SessionError, VideoError, import_extra
 from edgeclf.model_directory import load_keras, open_keras_model, read_description
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.model import BF16, Model
@@ -69,6 +69,24 @@ def processes_name(count: int) -> str:
 def queue_name(precision: str) -> str:
     """The name of the row of OpenVINO's queue."""
     return f"OpenVINO's queue, {precision}"
+
+
+def require_same_model(model_path: Path, bundle: ModelBundle) -> None:
+    """Raise ParityError where a model directory is plainly not what the bundle was made of; weights are not looked at.
+
+    Also raises what `read_description` does.
+    """
+    found, entry = read_description(model_path), bundle.classifier
+    same = {
+        "labels": found.labels == entry.labels,
+        "clips": found.clip == entry.clip,
+        "pictures": found.preprocess == bundle.extractor.preprocess,
+    }
+    if other := [name for name, holds in same.items() if not holds]:
+        raise ParityError(
+            f"{model_path} is another model than {entry.name}: it has other {' and '.join(other)}",
+            hint="name the model directory that the bundle was made of",
+        )
 
 
 def keras_loops(model_path: Path, sources: Sequence[str], tolerance: float = SAME_AS_KERAS) -> list[Loop]:

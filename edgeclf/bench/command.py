@@ -85,6 +85,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--keras", "model", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="MODEL_DIR",
               help="Also time Keras on the model this bundle was made from.")  # fmt: skip
 @click.option("--network", metavar="NAME", help="Instead of BUNDLE: an extractor of the recipes, with random weights.")
+@click.option("--row", "rows", multiple=True, metavar="NAME",
+              help="Only such loops beside ours, by a part of their name; may be repeated.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="How often each is timed.")
 @click.option("--stable", is_flag=True,
               help="Instead of --rounds: until quartiles are within 3 % of the median, 15 rounds at most.")  # fmt: skip
@@ -225,6 +227,7 @@ def _scenarios(
         command,
         keras=options["model"],
         batch=options["batch"],
+        rows=options["rows"],
         rounds=options["rounds"],
         stable=options["stable"],
         traced=traced,

@@ -9,7 +9,15 @@ from functools import partial
 from typing import Any
 
 from edgeclf.bench.asked import Asked
-from edgeclf.bench.baselines import OVERLAP, RECOMPUTED, keras_loops, other_loops
+from edgeclf.bench.baselines import (
+    KERAS,
+    OVERLAP,
+    RECOMPUTED,
+    TF_FUNCTION,
+    keras_loops,
+    other_loops,
+    require_same_model,
+)
 from edgeclf.bench.devices import Choice, open_asked, open_one
 from edgeclf.bench.loops import (
     DEFAULT_THREADS,
@@ -28,7 +36,7 @@ from edgeclf.bench.loops import (
 from edgeclf.bench.rows import RowName, Samples, bundle_of, record_of, row, sources_of, trace_of, unavailable
 from edgeclf.bench.timing import MOST_STABLE_ROUNDS, Distribution, interleaved, is_stable
 from edgeclf.bench.together import times_alone, together_loops
-from edgeclf.errors import EdgeclfError, ParityError
+from edgeclf.errors import EdgeclfError, ParityError, SessionError
 from edgeclf.runtime.model import Model
 from edgeclf.runtime.pipeline import LoopMeters, LoopOptions
 from edgeclf.runtime.progress import steps
@@ -50,6 +58,8 @@ class Opened:
 
 def offline(asked: Asked) -> dict[str, Any]:
     """The record of throughput over files."""
+    if asked.keras:
+        require_same_model(asked.keras, asked.bundle)
     with ExitStack() as stack:
         opened = open_loops(asked, stack)
         asked.said(f"{asked.bundle.classifier.name}: extractor on {opened.model.extractor.placement}")
@@ -85,7 +95,21 @@ def open_loops(asked: Asked, stack: ExitStack) -> Opened:
         allowed = max(TOLERANCES.get(precision, NEARLY_SAME) for precision in (choice.precision, each.precision))
         loops.append(runtime_loop(name, other, asked.options_for(other), sources, group="device", tolerance=allowed))
     baselines, missing = _baselines(asked, stack, choice, single, options)
-    return Opened([*loops[:ours], *baselines, *loops[ours:]], [*missing, *failed], model, options)
+    every = [*loops[:ours], *baselines, *loops[ours:]]
+    kept = [loop for loop in every if loop.name.name in (PIPELINED, ONE_THREAD) or _is_asked(asked, loop.name.name)]
+    _check_rows(asked, [*(loop.name.name for loop in every), *(row["name"] for row in (*missing, *failed))])
+    return Opened(kept, [*missing, *failed], model, options)
+
+
+def _is_asked(asked: Asked, name: str) -> bool:
+    return not asked.rows or any(part in name for part in asked.rows)
+
+
+def _check_rows(asked: Asked, names: Sequence[str]) -> None:
+    """Say before anything is timed that a row which was asked for is none."""
+    for part in asked.rows:
+        if not any(part in name for name in names):
+            raise SessionError(f"no row is named {part!r}", hint="without --row all are measured, with their names")
 
 
 def _baselines(
@@ -95,13 +119,15 @@ def _baselines(
     failed: list[dict[str, Any]] = []
     others = other_loops(stack, asked.bundle, replace(choice, threads=1), model, asked.sources, options.batch_size)
     for name, open_loop in others.items():
+        if not _is_asked(asked, name):
+            continue
         try:
             loops.append(open_loop())
         except EdgeclfError as error:
             failed.append(
                 unavailable(RowName(name, "baseline", Placement("", "", "cpu", choice.precision, 0)), str(error))
             )
-    if asked.keras:
+    if asked.keras and any(_is_asked(asked, name) for name in (KERAS, TF_FUNCTION)):
         loops += keras_loops(asked.keras, asked.sources, TOLERANCES.get(choice.precision, NEARLY_SAME))
     return loops, failed
 

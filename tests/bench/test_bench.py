@@ -29,7 +29,7 @@ from edgeclf.bench.report import table
 from edgeclf.bench.rows import Group, RowName, write_record
 from edgeclf.bench.together import ONE_AT_A_TIME, together_name
 from edgeclf.bundle import ModelBundle, open_bundle
-from edgeclf.errors import ParityError, VideoError
+from edgeclf.errors import ParityError, SessionError, VideoError
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.records import Prediction
 from edgeclf.runtime.session import Placement
@@ -370,6 +370,15 @@ def test_loop_runs_as_tuned_and_the_others_as_ever(bundle: ModelBundle) -> None:
     assert default.name.placement.threads == 0
 
 
+def test_only_the_rows_that_are_asked_for_are_there(bundle: ModelBundle, videos: list[str]) -> None:
+    asked = Asked(bundle, tuple(videos), (CPU,), rows=("recomputed", "files at a time"))
+    with ExitStack() as stack:
+        names = [loop.name.name for loop in open_loops(asked, stack).loops]
+    assert names == [PIPELINED, ONE_THREAD, together_name(len(videos)), RECOMPUTED]
+    with ExitStack() as stack, pytest.raises(SessionError, match="no row is named 'none'"):
+        open_loops(replace(asked, rows=("none",)), stack)
+
+
 def test_source_that_cannot_be_read_is_an_error(bundle: ModelBundle, videos: list[str], tmp_path: Path) -> None:
     sources = (*videos, str(tmp_path / "none.avi"))
     with ExitStack() as stack:
@@ -505,7 +514,7 @@ def test_keras_is_a_row_of_the_table(model: Path, exported: Path) -> None:
 def test_model_directory_of_another_model_is_exit_1(model: Path, colors: Path) -> None:
     done = edgeclf("bench", colors, *SCENES, "--device", "cpu", "--rounds", "1", "--keras", model)
     assert done.returncode == 1
-    assert f"ParityError: '{KERAS}' makes other clips" in done.stderr
+    assert "is another model than colors: it has other labels" in done.stderr
     assert done.stdout == ""
 
 
