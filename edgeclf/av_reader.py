@@ -230,7 +230,8 @@ class GrowingTime:
 class Clock:
     """The times of what PyAV gives: those at which pictures are to be shown.
 
-    by_decoding: those of the packet with which each one came out instead, for files that hold no others.
+    by_decoding: those of the packet with which each one came out instead, for files that hold no others; pictures that
+    the decoder held at the end have none.
     """
 
     def __init__(self, *, by_decoding: bool = False) -> None:
@@ -239,7 +240,7 @@ class Clock:
 
     def seconds(self, item: av.VideoFrame | av.Packet[Any]) -> float:
         """The time of the next picture in order, by its own stamp or that of its packet."""
-        stamp = item.dts if self._by_decoding and item.dts is not None else item.pts
+        stamp = item.dts if self._by_decoding else item.pts
         return self._time.at(_in_seconds(stamp, item.time_base), _seconds_of(item))
 
 
