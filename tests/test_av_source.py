@@ -207,6 +207,13 @@ def test_times_are_those_of_decoding_where_there_are_no_others() -> None:
     assert [clock.seconds(picture) for picture in pictures] == pytest.approx([0.0, 0.04, 0.08, 0.12, 0.16])
 
 
+@pytest.mark.parametrize(("codec", "pixels"), [("libx264", "yuv420p"), ("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p")])
+def test_avi_file_has_even_times_to_its_end(tmp_path: Path, codec: str, pixels: str) -> None:
+    video = write_video(tmp_path / "even.avi", moving(40), codec=codec, pixel_format=pixels, ticks=25)
+    times = [frame.pts_seconds for frame in AvSource(str(video)).frames()]
+    assert times == pytest.approx([n / 25 for n in range(40)])
+
+
 def test_packed_b_frames_of_an_avi_file_are_evenly_spaced(shared_data: Path) -> None:
     """FFmpeg makes up times to show them at, two of three of which are swapped."""
     source = AvSource(str(shared_data / "ucf101_avi/BabyCrawling/v_BabyCrawling_g06_c03.avi"))
