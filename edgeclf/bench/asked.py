@@ -56,6 +56,4 @@ class Asked:
 
     def options_for(self, model: Model) -> LoopOptions:
         """The loop's options for where the extractor runs."""
-        options = LoopOptions.for_device(model.extractor.placement.device)
-        options = self.tuned.options(options) if self.tuned else options
-        return options.with_batch(self.batch) if self.batch else options
+        return LoopOptions.for_device(model.extractor.placement.device, tuned=self.tuned, batch_size=self.batch)

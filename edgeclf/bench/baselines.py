@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.av_reader import USUAL_RATE, GrowingTime
 from edgeclf.bench.devices import Choice, open_one
 from edgeclf.bench.loops import ONE_THREAD, Loop, Work, pass_over, run_of
 from edgeclf.bench.rows import RowName
@@ -326,16 +327,16 @@ def _opencv_frames(source: str, *, keeping: bool) -> Iterator[Frame]:
     capture = cv2.VideoCapture(source) if Path(source).is_file() else None
     if capture is None or not capture.isOpened():
         raise VideoError(f"OpenCV does not open {source}", hint="name video files")
-    first: float | None = None
-    last, step = -1.0, 1 / (capture.get(cv2.CAP_PROP_FPS) or 25.0)
+    time, last_stamp = GrowingTime(), -1.0
+    step = 1 / (capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE)
     try:
         while capture.grab():
-            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            first = seconds if first is None else first
-            # Pictures that the decoder still held at the end of an AVI file are said to stand at 0.
-            last = seconds - first if seconds - first > last else last + step
+            stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            # Pictures that the decoder still held at the end of an AVI file are all said to stand at 0.
+            seconds = time.at(None if stamp == last_stamp else stamp, step)
+            last_stamp = stamp
             convert = partial(_retrieved, cv2, capture)
-            yield Frame(last, partial(_as_it_is, convert()) if keeping else convert)
+            yield Frame(seconds, partial(_as_it_is, convert()) if keeping else convert)
     finally:
         capture.release()
 

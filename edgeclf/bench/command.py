@@ -235,10 +235,9 @@ def _scenarios(
         said=partial(click.echo, err=True),
     )
     wanted = SCENARIOS if options["scenario"] == "all" else (options["scenario"],)
-    if options["tuned"]:
-        records = [_scenario(name)(_as_tuned(asked, bundle, options["device"], name)) for name in wanted]
-    else:
-        records = [_scenario(name)(asked) for name in wanted]
+    # All choices are looked up first: one that is missing must not cost the scenarios before it.
+    each = [_as_tuned(asked, bundle, options["device"], name) if options["tuned"] else asked for name in wanted]
+    records = [_scenario(name)(one) for name, one in zip(wanted, each, strict=True)]
     width = shutil.get_terminal_size().columns
     return records, "\n\n\n".join(table(record, width) for record in records)
 

@@ -32,6 +32,7 @@ _SETTLE_SECONDS = 1.0  # what waits from the lead is worked off in it
 _ENOUGH_FRAMES = 0.97  # of those that should be classified
 _RSS_EVERY = 0.2  # seconds
 _RUNS_ALONE = 20
+_LONGEST_REST = 0.5  # seconds
 _WARM_UP = "a lead of one clip per camera, as fast as it is taken, and one second of settling"
 
 
@@ -447,8 +448,12 @@ def _workload(asked: Asked, bundle: ModelBundle) -> dict[str, Any]:
 def _one_run(model: Model, runs: Sequence[LiveRun]) -> dict[str, Any] | None:
     """How long the extractor takes for one frame on the idle machine, and how many of that the median p99 is.
 
-    One run after another, and a run after as much rest as lies between two frames of the camera: caches are cold then.
+    One run after another, and a run after as much rest as lies between two frames of the camera, half a second at the
+    most: caches are cold then.
     """
+    p99s = [1000 * Distribution.of(run.latencies).p99 for run in runs if run.latencies]
+    if not p99s:
+        return None
     frame = np.zeros((1, *model.preprocess.input_shape), np.uint8)
 
     def one_run(rest: float) -> float:
@@ -456,10 +461,7 @@ def _one_run(model: Model, runs: Sequence[LiveRun]) -> dict[str, Any] | None:
         return 1000 * measured(partial(model.extract, frame))[1].seconds
 
     alone = Distribution.of([one_run(0.0) for _ in range(_RUNS_ALONE)]).median
-    rested = Distribution.of([one_run(1 / model.clip.rate) for _ in range(_RUNS_ALONE)]).median
-    p99s = [1000 * Distribution.of(run.latencies).p99 for run in runs if run.latencies]
-    if not p99s:
-        return None
+    rested = Distribution.of([one_run(min(1 / model.clip.rate, _LONGEST_REST)) for _ in range(_RUNS_ALONE)]).median
     reached = Distribution.of(p99s).median / alone
     return {
         "of": "one run of the extractor",

@@ -79,16 +79,17 @@ def open_loops(asked: Asked, stack: ExitStack) -> Opened:
     models, failed = open_asked(stack, asked.bundle, asked.choices, name=PIPELINED, group="device")
     choice, model = next(iter(models.items()))
     single = model if choice.threads == 1 else open_one(stack, asked.bundle, replace(choice, threads=1))
-    default = open_one(stack, asked.bundle, replace(choice, threads=0))
     options = asked.options_for(model)
     own = SAME if model.extractor.placement.provider == "CPU" else TOLERANCES.get(choice.precision, NEARLY_SAME)
     sources = asked.sources
     loops = [
         runtime_loop(PIPELINED, model, options, sources, tolerance=own),
         runtime_loop(ONE_THREAD, single, options.sequential(), sources),
-        runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources, tolerance=own),
         *together_loops(model, options, sources, own),
     ]
+    if _is_asked(asked, DEFAULT_THREADS):
+        default = open_one(stack, asked.bundle, replace(choice, threads=0))
+        loops.insert(2, runtime_loop(DEFAULT_THREADS, default, options.sequential(), sources, tolerance=own))
     ours = len(loops)
     for each, other in [*models.items()][1:]:
         name = f"{PIPELINED}, {each}"

@@ -58,9 +58,14 @@ class LoopOptions:
         require(self.max_wait >= 0, f"max_wait is {self.max_wait}, must be 0 or more")
 
     @classmethod
-    def for_device(cls, device: str) -> LoopOptions:
-        """What suits a device when nothing was measured on it (`cores.default_options`)."""
-        return cls(**default_options(device, available_cores()))
+    def for_device(cls, device: str, *, tuned: Tuned | None = None, batch_size: int | None = None) -> LoopOptions:
+        """What suits a device when nothing was measured on it (`cores.default_options`).
+
+        tuned: what was measured goes before it. batch_size: goes before both.
+        """
+        options = cls(**default_options(device, available_cores()))
+        options = tuned.options(options) if tuned else options
+        return options.with_batch(batch_size) if batch_size else options
 
     def sequential(self) -> LoopOptions:
         """The same work on the caller's thread alone: the reference in tests, the baseline in benchmarks."""
@@ -333,9 +338,11 @@ def open_classifier(
         models = opened(device, precision=precision or "fp32", backend=backend)
     else:
         models = opened(tuned.device, precision=tuned.precision, backend=tuned.backend, threads=tuned.threads)
-        options = options or tuned.options(LoopOptions.for_device(tuned.device))
     models = tuple(each.resizing(resize) for each in models) if resize else models
     model, *also = models if sample_fps is None else (each.sampling_at(sample_fps) for each in models)
-    options = options or LoopOptions.for_device(model.extractor.placement.device)
-    options = options.with_batch(batch_size) if batch_size else options
+    if options is None:
+        runs_on = tuned.device if tuned else model.extractor.placement.device
+        options = LoopOptions.for_device(runs_on, tuned=tuned, batch_size=batch_size)
+    elif batch_size:
+        options = options.with_batch(batch_size)
     return Classifier(model, options, also=also, threshold=threshold, tuned=tuned)
