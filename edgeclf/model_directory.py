@@ -225,13 +225,13 @@ class KerasSession:
 
 
 def extractor_session(extractor: Any, preprocess: PreprocessSpec) -> Session:
-    """A session for a Keras extractor: frames uint8 (N, H, W, 3) to features float32 (N, F).
+    """A session for a Keras extractor: frames uint8 (N, H, W, 3) to features float32 (N, F), or maps (N, h, w, c).
 
     None in the place of an extractor leaves the frames as they are.
     """
     if extractor is None:
         return FramesAsFeatures(preprocess)
-    features = TensorSpec("features", "float32", (None, int(extractor.output_shape[-1])))
+    features = TensorSpec("features", "float32", (None, *map(int, extractor.output_shape[1:])))
     return KerasSession(extractor, (TensorSpec("frames", "uint8", (None, *preprocess.input_shape)),), features)
 
 

@@ -58,7 +58,7 @@ def change_gru_classifier(
     keras = import_keras()
     layers, ops = keras.layers, keras.ops
     features, mask = _features_input(length, feature_size), _mask_input(length)
-    roots = ops.sqrt(features)
+    roots = _roots(features)
     change = ops.abs(ops.subtract(roots[:, 1:], roots[:, :-1]))
     x = layers.Concatenate(name="with_change")([roots, layers.ZeroPadding1D((1, 0), name="change")(change)])
     x = layers.Normalization(name="standardise")(x)
@@ -174,7 +174,7 @@ def statistics_classifier(
     highest = ops.max(kept, axis=1)
     steps = ops.multiply(ops.abs(ops.subtract(kept[:, 1:], kept[:, :-1])), valid[:, 1:])
     change = ops.divide(ops.sum(steps, axis=1), ops.maximum(ops.subtract(frames, 1.0), 1.0))
-    numbers = [ops.sqrt(ops.concatenate([mean, highest, change], axis=-1))]
+    numbers = [_roots(ops.concatenate([mean, highest, change], axis=-1))]
     if halves:
         numbers.append(_halves(kept, frames))
     x = layers.Identity(name="statistics")(ops.concatenate(numbers, axis=-1))
@@ -185,6 +185,12 @@ def statistics_classifier(
         x = layers.Dropout(dropout, name="dropout")(x)
     scores = _scores(x, classes, begin="glorot_uniform" if hidden else "zeros")
     return keras.Model({"features": features, "mask": mask}, scores, name="statistics_classifier")
+
+
+def _roots(x: Any) -> Any:
+    """Square roots of what is not negative; never of less than a millionth, since at 0 the slope has no end."""
+    ops = import_keras().ops
+    return ops.sqrt(ops.maximum(x, 1e-6))
 
 
 def _halves(kept: Any, frames: Any) -> Any:

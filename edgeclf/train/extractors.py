@@ -96,6 +96,32 @@ def fine_tunable(model: Any, last: int) -> tuple[str, ...]:
     return tuple(layer.name for layer in trained)
 
 
+def split_at_trained(model: Any, trained: str) -> tuple[Any, Any]:
+    """The network up to the last feature map that training does not change, and the rest; both share its layers.
+
+    trained: the first layer that is trained; it stands in the network itself, not in a model within. The first part
+    gives one map for every frame. It is None, and the rest is the whole network, where nothing with weights is left for
+    it, or where its maps would be more than twice as large as frames.
+    """
+    keras = import_keras()
+    operations = list(model.operations)  # each behind all that it takes
+    places = {id(operation.output): place for place, operation in enumerate(operations)}
+    first = next(place for place, operation in enumerate(operations) if operation.name == trained)
+    earliest = len(operations)  # of those whose output is taken from here on
+    for place in range(len(operations) - 1, 0, -1):
+        earliest = min(earliest, *(places[id(tensor)] for tensor in keras.tree.flatten(operations[place].input)))
+        before = operations[place - 1].output
+        fits = prod(before.shape[1:]) <= _LARGEST_MAP * prod(model.input_shape[1:])
+        if earliest == place - 1 < first and fits:
+            frozen = keras.Model(model.input, before, name=f"{model.name}_frozen")
+            if frozen.weights:
+                return frozen, keras.Model(before, model.output, name=f"{model.name}_trained")
+    return None, model
+
+
+_LARGEST_MAP = 2  # times as many values as a frame has
+
+
 def _plain_layers(model: Any) -> Iterator[Any]:
     """The layers in order, those of a model within the model in its place."""
     for layer in model.layers:

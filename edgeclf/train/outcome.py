@@ -95,7 +95,7 @@ def _provenance(trained: Trained, dataset: Dataset) -> dict[str, Any]:
         settings["classifier"]["stream"] = recipe.stream
     if recipe.frames_first and recipe.trains_extractor:
         settings["frames"] = asdict(recipe.frames_first)
-    if recipe.fine_tuning:
+    if recipe.fine_tuning.last:
         settings["fine-tuning"] = asdict(recipe.fine_tuning)
     return {
         "source": recipe.source,

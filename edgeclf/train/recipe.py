@@ -28,12 +28,15 @@ class BuildNetwork(Protocol):
     def __call__(self, classes: int, *, length: int, size: tuple[int, int]) -> Any: ...
 
 
+_CAREFULLY = FitSettings(epochs=4, batch=8, learning_rate=3e-5, patience=0, schedule="cosine")
+
+
 @dataclass(frozen=True, slots=True)
 class FineTuning:
     """Extractor and classifier trained as one, behind the classifier: only the last layers of the extractor move."""
 
-    last: int  # layers with weights; 0 leaves it out
-    settings: FitSettings
+    last: int = 0  # layers with weights; 0 leaves it out
+    settings: FitSettings = _CAREFULLY
 
     def __post_init__(self) -> None:
         require(_is_count(self.last + 1), f"last is {self.last!r}, must be a number of layers")
@@ -78,7 +81,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     frames_first: FitSettings | None = None
     drawn_clips: int = 0  # of loose pictures: clips of each class to train on, drawn anew and with overlap
-    fine_tuning: FineTuning | None = None
+    fine_tuning: FineTuning = FineTuning()
     feature_dtype: str = "float32"  # of the features that are kept
 
     def __post_init__(self) -> None:
@@ -94,7 +97,9 @@ class Recipe:
         require(_is_count(self.drawn_clips + 1), f"drawn_clips is {self.drawn_clips!r}, must be 0 or more")
         require(isinstance(self.refit, bool), f"refit is {self.refit!r}, must be true or false")
         require(self.aggregate != "vote" or self.clip.length == 1, "single frames vote: length must be 1")
-        require(not (self.refit and self.fine_tuning), "a classifier that is fine-tuned cannot be refitted")
+        tuned = self.fine_tuning.last > 0
+        require(not (tuned and self.refit), "with fine_tuning the classifier is not refitted: set refit = false")
+        require(not tuned or bool(self.extractor), "fine_tuning is of an extractor, and there is none")
         require(not self.motion or 0 < self.stack_seconds <= 1, "stack_seconds must be above 0, 1 at the most")
 
     @property
@@ -126,7 +131,7 @@ class Recipe:
             self,
             settings=replace(self.settings, seed=seed),
             frames_first=frames and replace(frames, seed=seed),
-            fine_tuning=tuning and replace(tuning, settings=replace(tuning.settings, seed=seed)),
+            fine_tuning=replace(tuning, settings=replace(tuning.settings, seed=seed)),
         )
 
     def build_extractor(self) -> Any:

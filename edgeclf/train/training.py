@@ -27,7 +27,7 @@ from edgeclf.train.augment import Augmentation
 from edgeclf.train.calibration import choose_thresholds, fit_temperature, fold_temperature
 from edgeclf.train.evaluation import Evaluation, evaluation_of
 from edgeclf.train.examples import ClipExamples, Feeds, feeds_of
-from edgeclf.train.extractors import fine_tunable
+from edgeclf.train.extractors import fine_tunable, split_at_trained
 from edgeclf.train.features import (
     AS_IT_IS,
     Extraction,
@@ -38,7 +38,7 @@ from edgeclf.train.features import (
     video_features,
 )
 from edgeclf.train.fit import FitSettings, Fitted, Row, fit
-from edgeclf.train.recipe import FineTuning, Recipe
+from edgeclf.train.recipe import Recipe
 
 Precision = Literal["float32", "mixed_float16"]
 Say = Callable[[str], None]
@@ -123,8 +123,8 @@ def train_recipe(
     data = _Data(recipe, _indices(train, labels), _indices(validation, labels), labels)
     keras.utils.set_random_seed(recipe.settings.seed)
     classifier = _fit_classifier(data, views, held_out, workplace, phases)
-    if recipe.fine_tuning and recipe.fine_tuning.last:
-        _fine_tune(data, extractor, classifier, train, validation, workplace, phases, recipe.fine_tuning)
+    if recipe.fine_tuning.last:
+        _fine_tune(data, extractor, classifier, train, validation, workplace, phases)
         held_out = _features(validation, extraction_of(recipe, extractor), workplace)
     temperature, thresholds, figures = _calibrate(data, classifier, held_out)
     if recipe.refit:
@@ -333,27 +333,35 @@ def _fine_tune(
     validation: Sequence[LabelledClip],
     workplace: Workplace,
     phases: dict[str, Fitted],
-    fine_tuning: FineTuning,
 ) -> None:
-    """Train the last layers of the extractor and the classifier as one, on frames; both are changed in place."""
+    """Train the last layers of the extractor and the classifier as one; both are changed in place.
+
+    They are trained on maps that the frozen layers gave once, or on frames, where pixels are augmented or two pictures
+    make a frame.
+    """
     keras = import_keras()
-    recipe = data.recipe
-    tuned = fine_tunable(extractor, fine_tuning.last)
+    recipe, settings = data.recipe, data.recipe.fine_tuning.settings
+    tuned = fine_tunable(extractor, recipe.fine_tuning.last)
     workplace.say(f"fine-tuning {len(tuned)} layers of {extractor.name}, {tuned[0]} to {tuned[-1]}")
-    shape = recipe.preprocess.input_shape
-    frames = keras.Input((recipe.clip.length, *shape), dtype="uint8", name="frames")
+    frozen, rest = None, extractor
+    if not recipe.augmentation.changes_pixels and not recipe.motion:
+        # What the frozen layers make of frames is the same in every epoch, so that they run once.
+        frozen, rest = split_at_trained(extractor, tuned[0])
+    extraction = extraction_of(recipe, frozen)
+    extraction = replace(extraction, dtype="float16") if frozen else extraction
+    shape = extraction.extractor.outputs[0].shape[1:]
+    taken = keras.Input((recipe.clip.length, *shape), dtype=rest.inputs[0].dtype, name="maps" if frozen else "frames")
     # What TimeDistributed does, in one batch instead of one frame after the other.
-    flat = extractor(keras.ops.reshape(frames, (-1, *shape)))
+    flat = rest(keras.ops.reshape(taken, (-1, *shape)))
     features = keras.ops.reshape(flat, (-1, recipe.clip.length, recipe.feature_size))
-    inputs: Any = frames
+    inputs: Any = taken
     if recipe.clip.padding == "mask":
         mask = keras.Input((recipe.clip.length,), dtype="bool", name="mask")
-        inputs, features = {"frames": frames, "mask": mask}, {"features": features, "mask": mask}
+        inputs, features = {taken.name: taken, "mask": mask}, {"features": features, "mask": mask}
     model = keras.Model(inputs, classifier(features))
-    extraction = extraction_of(recipe, None)
-    with workplace.steps("frames", len(train) + len(validation)) as advance:
+    with workplace.steps(taken.name, len(train) + len(validation)) as advance:
         kept = [KeptFeatures(clips, extraction, workplace.cache, advance) for clips in (train, validation)]
-    settings, feeds = fine_tuning.settings, feeds_of(model)
+    feeds = feeds_of(model)
     phases["fine-tuning"] = _fit(
         model,
         data.examples([kept[0]], feeds, settings, recipe.clip, recipe.augmentation),

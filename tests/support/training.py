@@ -92,7 +92,7 @@ def tiny_recipe(name: str, **overrides: Any) -> Recipe:
     if recipe.frames_first:
         tables["frames_first"] = {"epochs": 2, "batch": 16}
         tables["drawn_clips"] = 4
-    if recipe.fine_tuning:
+    if recipe.fine_tuning.last:
         tables["fine_tuning"] = {"last": 1, "settings": {"epochs": 1, "batch": 4, "learning_rate": 0.01}}
     for key, value in overrides.items():
         tables[key] = {**tables.get(key, {}), **value} if isinstance(value, dict) else value

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeclf.errors import EdgeclfError
 from edgeclf.specs import PreprocessSpec
-from edgeclf.train.extractors import EXTRACTORS, FACES_CNN, Pooling, fine_tunable
+from edgeclf.train.extractors import EXTRACTORS, FACES_CNN, Pooling, fine_tunable, split_at_trained
 
 # size, features of the mean, features of the whole map, parameters: Keras' documentation and the papers
 EXPECTED = {
@@ -146,6 +146,40 @@ def test_frozen_normalisation_keeps_its_statistics_in_training(keras: Any) -> No
         if any((old != new).any() for old, new in zip(before[layer.name], layer.get_weights(), strict=True))
     }
     assert changed == {"block4a_conv", "block4b_conv"}
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(("last", "shape"), [(1, (6, 6, 128)), (3, (12, 12, 64)), (4, (12, 12, 64))])
+def test_network_is_split_behind_its_last_frozen_layer(last: int, shape: tuple[int, ...], keras: Any) -> None:
+    model = FACES_CNN.build(None)
+    frozen, rest = split_at_trained(model, fine_tunable(model, last)[0])
+    assert frozen.output_shape[1:] == shape
+    assert (len(frozen.trainable_weights), len(rest.trainable_weights)) == (0, last)
+    np.testing.assert_allclose(rest(frozen(pictures())), model(pictures()), atol=1e-6)
+
+
+@pytest.mark.keras
+def test_network_is_not_split_between_its_branches(keras: Any) -> None:
+    layers = keras.layers
+    frames = keras.Input((8, 8, 3), name="frames")
+    x = layers.Conv2D(4, 1, name="before")(frames)
+    left, right = layers.Conv2D(4, 1, name="left")(x), layers.Conv2D(4, 1, name="right")(x)
+    x = layers.Conv2D(4, 1, name="behind")(layers.Add(name="sum")([left, right]))
+    model = keras.Model(frames, layers.GlobalAveragePooling2D(name="features")(x), name="branches")
+    for last, output in ((1, "sum"), (2, "before"), (3, "before"), (4, None)):
+        trained = fine_tunable(model, last)
+        frozen, rest = split_at_trained(model, trained[0])
+        assert (frozen and frozen.operations[-1].name) == output, trained
+        assert len(rest.trainable_weights) == 2 * last
+
+
+@pytest.mark.keras
+def test_network_is_not_split_where_its_maps_are_much_larger_than_frames(keras: Any) -> None:
+    frames = keras.Input((8, 8, 3), name="frames")
+    x = keras.layers.Conv2D(7, 1, name="wide")(frames)
+    x = keras.layers.Conv2D(7, 1, name="trained")(x)
+    model = keras.Model(frames, x, name="wide_network")
+    assert split_at_trained(model, "trained") == (None, model)
 
 
 def test_fewer_than_no_layers_are_refused() -> None:

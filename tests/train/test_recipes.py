@@ -169,14 +169,14 @@ def test_phases_are_those_of_the_recipe_and_the_log_has_all_their_epochs(trained
     expected = ["classifier"]
     if trained.recipe.frames_first and trained.recipe.weights == "none":
         expected = ["frames", *expected]
-    if trained.recipe.fine_tuning:
+    if trained.recipe.fine_tuning.last:
         expected += ["fine-tuning"]
     if trained.recipe.refit:
         expected += ["refitted"]
     assert list(phases) == expected
     rows = (trained.path / "log.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == [str(float(n)) for n in range(1, len(rows) + 1)]
-    assert len(rows) >= 2 * len(expected) - bool(trained.recipe.fine_tuning) - bool(trained.recipe.refit)
+    assert len(rows) >= 2 * len(expected) - bool(trained.recipe.fine_tuning.last) - bool(trained.recipe.refit)
 
 
 @pytest.mark.keras

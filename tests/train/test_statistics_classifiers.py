@@ -72,9 +72,9 @@ def run(model: Any, inputs: dict[str, Any]) -> Floats:
 
 
 def statistics_of(clip: Floats) -> Floats:
-    """Roots of mean, maximum and mean change; and the difference of the halves. Zeros for no frame."""
+    """Roots of mean, maximum and mean change, of a millionth at the least; and the difference of the halves."""
     if not len(clip):
-        return np.zeros(4 * clip.shape[1], np.float32)
+        return np.repeat([1e-3, 0], [3 * clip.shape[1], clip.shape[1]]).astype(np.float32)
     steps = np.abs(np.diff(clip, axis=0))
     change = steps.mean(axis=0) if len(steps) else np.zeros(clip.shape[1])
     half = len(clip) / 2
@@ -82,7 +82,10 @@ def statistics_of(clip: Floats) -> Floats:
     second = sum(clip[n] for n in range(len(clip)) if n + 0.5 > half)
     halves = (first - second) / max(half, 0.5)
     return np.concatenate(
-        [np.sqrt([clip.mean(axis=0), clip.max(axis=0), change]).ravel(), halves + np.zeros(len(change))]
+        [
+            np.sqrt(np.maximum([clip.mean(axis=0), clip.max(axis=0), change], 1e-6)).ravel(),
+            halves + np.zeros(len(change)),
+        ]
     )
 
 
@@ -197,6 +200,19 @@ def test_still_clip_can_be_fitted(name: str) -> None:
         loss = model.train_on_batch(feeds(clips), np.arange(len(LENGTHS)) % CLASSES)
     assert np.isfinite(loss)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("name", ["statistics", "change"])
+def test_extractor_can_be_tuned_where_features_are_0(name: str) -> None:
+    """What is learned of features goes on to the layers that they come from."""
+    import tensorflow as tf
+
+    model, mask = MAKE[name](LENGTH), tf.sequence_mask(LENGTHS, LENGTH)
+    clips = tf.constant(features() * (np.arange(FEATURES) % 2))
+    with tf.GradientTape() as tape:
+        tape.watch(clips)
+        loss = tf.reduce_sum(model({"features": clips, "mask": mask})[:, 0])
+    assert np.isfinite(tape.gradient(loss, clips)).all()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

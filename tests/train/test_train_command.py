@@ -296,7 +296,7 @@ def test_seed_of_the_file_counts_where_none_is_given(clips: Path, training: Trai
         ("speed = 1", "a recipe has no speed to change"),
         ("[settings]\nepoch = 1", "settings has no epoch"),
         ("[clip]\nframes = 1", "clip has no frames"),
-        ("[fine_tuning]\nlast = 1", "lite0-gru has no fine_tuning"),
+        ("[frames_first]\nepochs = 1", "lite0-gru has no frames_first"),
         ("settings = 3", "settings must be a table, not 3"),
         ("[settings", "more.toml cannot be read"),
     ],

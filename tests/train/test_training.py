@@ -27,6 +27,7 @@ from edgeclf.train.examples import ClipExamples, feeds_of
 from edgeclf.train.features import VideoFeatures
 from edgeclf.train.fit import FitSettings
 from edgeclf.train.outcome import train_model
+from edgeclf.train.overrides import with_overrides
 from edgeclf.train.recipe import FineTuning
 from edgeclf.train.training import Trained, score, standardise, train_recipe, with_stream_form
 from tests.support.labelled import COLORS, edgeclf, require_keras, write_csv
@@ -287,6 +288,35 @@ def test_fine_tuned_extractor_gives_the_features_that_are_measured(
     description = train_model(recipe, dataset, tmp_path / "m", "m", Told().workplace(cache))
     found = evaluate(open_keras_model(tmp_path / "m"), dataset.split("test"), options=ONE_THREAD).to_dict()
     assert found["calibration"] == pytest.approx(description.evaluation["test"]["calibration"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "on_maps"),
+    [({}, True), ({"augmentation": {"flip": True}}, False), ({"fine_tuning": {"last": 2}}, False)],
+    ids=["frozen layers run once", "pixels are augmented", "nothing is frozen"],
+)
+def test_what_does_not_change_is_computed_once_in_fine_tuning(
+    dataset: Dataset, cache: Path, changes: dict[str, Any], on_maps: bool
+) -> None:
+    tuning = {"last": 1, "settings": {"epochs": 1, "batch": 4, "learning_rate": 0.01}}
+    told = Told()
+    recipe = with_overrides(tiny_recipe("lite0-gru", refit=False, fine_tuning=tuning), changes)
+    model = trained(recipe, dataset, cache, told)
+    assert list(model.phases) == ["classifier", "fine-tuning"]
+    assert ("maps of 9" in told.steps, "frames of 9" in told.steps) == (on_maps, not on_maps)
+
+
+def test_fine_tuning_on_maps_does_what_it_does_on_frames(
+    dataset: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = {"last": 1, "settings": {"epochs": 2, "batch": 4, "learning_rate": 0.01}}
+    recipe = tiny_recipe("lite0-gru", refit=False, fine_tuning=tuning)
+    on_maps = trained(recipe, dataset, cache)
+    monkeypatch.setattr(training, "split_at_trained", lambda model, _trained: (None, model))
+    on_frames = trained(recipe, dataset, cache)
+    before = recipe.build_extractor().get_layer("second").get_weights()[0]
+    moved, expected = (model.extractor.get_layer("second").get_weights()[0] for model in (on_maps, on_frames))
+    assert np.abs(moved - expected).mean() < 0.05 * np.abs(expected - before).mean()  # maps are kept as float16
 
 
 def test_refitting_takes_validation_clips_too_for_as_many_epochs_as_were_best(
