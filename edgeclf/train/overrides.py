@@ -54,6 +54,8 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     changes: dict[str, Any] = {key: overrides[key] for key in _KEYS if key in overrides}
     if "extractor" in changes and not recipe.extractor:
         raise DataError(f"{recipe.name} has no extractor: its network takes frames", hint="leave --extractor out")
+    if changes.get("extractor", recipe.extractor) != recipe.extractor:
+        changes.setdefault("weights", "imagenet")  # a recipe that begins at random values means its own extractor
     for table in _TABLES:
         if table in overrides:
             changes[table] = _changed(recipe, table, overrides[table])

@@ -33,6 +33,13 @@ def test_settings_that_are_not_named_stay() -> None:
     assert recipe.clip == before.clip
 
 
+def test_another_extractor_begins_with_its_imagenet_weights_unless_told_otherwise() -> None:
+    assert RECIPES.load("faces-lstm").weights == "none"
+    assert changed("faces-lstm", extractor="faces_cnn").weights == "none"
+    assert changed("faces-lstm", extractor="efficientnet_lite0").weights == "imagenet"
+    assert changed("faces-lstm", extractor="efficientnet_lite0", weights="none").weights == "none"
+
+
 def test_table_within_a_table_is_changed_in_part() -> None:
     before, recipe = RECIPES.load("resnet50-lstm"), changed("resnet50-lstm", fine_tuning={"settings": {"epochs": 2}})
     assert recipe.fine_tuning.last == before.fine_tuning.last
