@@ -168,13 +168,16 @@ def _joined(clips: Sequence[LabelledClip], images_per_clip: int) -> list[Labelle
 def _checked(clips: Sequence[LabelledClip], path: Path) -> list[LabelledClip]:
     """The clips, where no file, group or content stands in two splits or has two labels.
 
-    Copies within a split are in one group, so that a validation split does not tear them apart.
+    Copies within a split are in one group, so that a validation split does not tear them apart; of loose pictures,
+    which clips are drawn from, one copy is kept.
     """
     _refuse_two_labels(clips, path)
     _refuse_leaks(clips, path)
     copies = _copies(clips)
     _refuse_copies(copies, lambda clip: clip.split, "a copy of a training clip tests nothing", path)
     _refuse_copies(copies, lambda clip: clip.label, "keep the one that is right", path)
+    clips = _without_copied_pictures(clips, copies, path)
+    copies = [rest for alike in copies if len(rest := [clip for clip in alike if not is_picture(clip)]) > 1]
     if not copies:
         return list(clips)
     count, (first, second, *_) = sum(len(alike) - 1 for alike in copies), copies[0]
@@ -230,8 +233,34 @@ def _copies(clips: Iterable[LabelledClip]) -> list[list[LabelledClip]]:
     return [alike for alike in by_content.values() if len(alike) > 1]
 
 
+def _without_copied_pictures(
+    clips: Iterable[LabelledClip], copies: Iterable[Sequence[LabelledClip]], path: Path
+) -> list[LabelledClip]:
+    """The clips without loose pictures that repeat others; of copies the first by path stays, or one that is a clip.
+
+    A picture that stands in several rows stays in the first of them.
+    """
+    left_out = {
+        clip.path
+        for alike in copies
+        for clip in sorted(alike, key=lambda clip: (is_picture(clip), clip.path))[1:]
+        if is_picture(clip)
+    }
+    kept: list[LabelledClip] = []
+    seen = set(left_out)
+    for clip in clips:
+        if not is_picture(clip):
+            kept.append(clip)
+        elif clip.path not in seen:
+            seen.add(clip.path)
+            kept.append(clip)
+    if left_out:
+        log.warning("%s: pictures left out as copies of others in their split: %d", path, len(left_out))
+    return kept
+
+
 def _grouped_with_copies(clips: Iterable[LabelledClip], copies: Iterable[Sequence[LabelledClip]]) -> list[LabelledClip]:
-    """The clips with one group name for groups that share a content; loose pictures stay as they are."""
+    """The clips with one group name for groups that share a content."""
     names: dict[str, str] = {}
     for alike in copies:
         units = {unit_of(clip) for clip in alike}
@@ -239,7 +268,4 @@ def _grouped_with_copies(clips: Iterable[LabelledClip], copies: Iterable[Sequenc
         first = min(units)
         names.update(dict.fromkeys([unit for unit, name in names.items() if name in units], first))
         names.update(dict.fromkeys(units, first))
-    return [
-        clip if is_picture(clip) or unit_of(clip) not in names else replace(clip, group=names[unit_of(clip)])
-        for clip in clips
-    ]
+    return [replace(clip, group=names[unit_of(clip)]) if unit_of(clip) in names else clip for clip in clips]

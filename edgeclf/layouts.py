@@ -141,18 +141,33 @@ def _clips_of_folder(folder: Path) -> list[LabelledClip]:
 
 
 def _split_folders(folder: Path) -> list[tuple[Path, str]]:
-    """The folders `train`, `test` and so on with their splits, or the folder itself where others are beside them."""
+    """The folders `train`, `test` and so on with their splits, or the folder itself where there are none.
+
+    Folders without clips beside them do not count; those with clips raise DataError where splits hold classes.
+    """
     inner = _folders_in(folder)
-    if inner and all(path.name.lower() in _SPLITS for path in inner):
-        return [(path, _SPLITS[path.name.lower()]) for path in inner]
+    splits = [path for path in inner if path.name.lower() in _SPLITS]
+    if not splits:
+        return [(folder, "train")]
+    others = [path.name for path in inner if path not in splits and _holds_clips(path)]
+    if not others:
+        return [(path, _SPLITS[path.name.lower()]) for path in splits]
+    if any(_holds_clips(path) for split in splits for path in _folders_in(split)):
+        raise DataError(
+            f"{folder} holds clips in {', '.join(others)} beside the splits {', '.join(path.name for path in splits)}",
+            hint="move them into class folders of a split or elsewhere; if all of these are classes, use a CSV",
+        )
     return [(folder, "train")]
 
 
 def _clips_of_classes(root: Path, split: str) -> list[LabelledClip]:
+    found = {folder: _videos_below(folder) or _pictures_below(folder) for folder in _folders_in(root)}
+    if empty := [folder.name for folder, clips in found.items() if not clips]:
+        log.warning("%s: folders without videos or pictures are no classes: %s", root, ", ".join(empty))
     return [
         LabelledClip(path, folder.name, _group(path), split, images)
-        for folder in _folders_in(root)
-        for path, images in _videos_below(folder) or _pictures_below(folder)
+        for folder, clips in found.items()
+        for path, images in clips
     ]
 
 
@@ -161,6 +176,10 @@ def _folders_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}", hint="name another folder or a CSV") from error
+
+
+def _holds_clips(folder: Path) -> bool:
+    return any(True for _ in _walk(folder, VIDEO_SUFFIXES | IMAGE_SUFFIXES))
 
 
 def _videos_below(folder: Path) -> list[_Found]:
@@ -186,7 +205,12 @@ def _picture_folders(folder: Path) -> list[_Found]:
 
 def _files_below(root: Path, suffixes: frozenset[str]) -> list[Path]:
     """Files of these kinds; hidden ones, such as the `._name` that macOS leaves in archives, are none."""
-    return sorted(
+    return sorted(_walk(root, suffixes))
+
+
+def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """The same in the order of the file system."""
+    return (
         path
         for path in root.rglob("*")
         if path.suffix.lower() in suffixes

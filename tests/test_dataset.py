@@ -142,6 +142,63 @@ def test_copies_among_loose_pictures_are_found_before_they_make_clips(tmp_path: 
         load_dataset(tmp_path)
 
 
+def write_pictures_with_copies(folder: Path, copied: int) -> Path:
+    """Thirty pictures of each class, and behind them copies of the first ones."""
+    contents = {f"{label}/{n:02}.jpg": f"{label} {n:02}" for label in ("mad", "sad") for n in range(30)}
+    copies = {f"sad/{30 + n}.jpg": f"sad {n:02}" for n in range(copied)}
+    return write_files(folder, {**contents, **copies})
+
+
+def contents_of(clips: Sequence[LabelledClip]) -> Counter[str]:
+    return Counter(image.read_text() for clip in clips for image in clip.images)
+
+
+def test_copies_among_loose_pictures_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clips = load_dataset(write_pictures_with_copies(tmp_path, 20)).clips
+    assert "pictures left out as copies of others in their split: 20" in caplog.text
+    assert set(contents_of(clips).values()) == {1}
+    for n in range(20):
+        (tmp_path / f"sad/{30 + n}.jpg").unlink()
+    caplog.clear()
+    assert load_dataset(tmp_path).clips == clips
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.usefixtures("sklearn")
+@pytest.mark.parametrize("seed", range(4))
+def test_no_picture_stands_in_training_and_validation(tmp_path: Path, seed: int) -> None:
+    dataset = with_validation(load_dataset(write_pictures_with_copies(tmp_path, 30), images_per_clip=5), seed=seed)
+    train, validation = (contents_of(dataset.split(name)) for name in ("train", "validation"))
+    assert train
+    assert validation
+    assert not set(train) & set(validation)
+
+
+def test_copies_of_pictures_in_several_groups_stay_in_one_whatever_their_order(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{group}{n}.jpg": f"sad {n}" for group in "ab" for n in range(10)})
+    write_files(tmp_path, {f"c{n}.jpg": f"mad {n}" for n in range(10)})
+    rows = [(f"{group}{n}.jpg", "mad" if group == "c" else "sad", group, "") for group in "abc" for n in range(10)]
+    first = load_dataset(write_csv(tmp_path / "clips.csv", rows))
+    assert [(clip.label, clip.group, len(clip.images)) for clip in first.clips] == [("mad", "c", 10), ("sad", "a", 10)]
+    assert load_dataset(write_csv(tmp_path / "clips.csv", rows[::-1])) == first
+
+
+def test_picture_in_rows_of_two_groups_is_in_one_clip(tmp_path: Path) -> None:
+    rows = [(f"{label}{n}.jpg", label, group, "") for label in ("mad", "sad") for group in "ab" for n in range(10)]
+    dataset = load_dataset(write_csv(tmp_path / "clips.csv", rows))
+    assert [(clip.label, clip.group, len(clip.images)) for clip in dataset.clips] == [
+        ("mad", "a", 10),
+        ("sad", "a", 10),
+    ]
+
+
+def test_pictures_of_groups_that_share_a_video_are_in_one_group(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.avi": "same", "b.avi": "same", **{f"{n}.jpg": f"sad {n}" for n in range(10)}})
+    rows = [("a.avi", "sad", "g1", ""), ("b.avi", "sad", "g2", ""), *((f"{n}.jpg", "sad", "g2", "") for n in range(10))]
+    dataset = load_dataset(write_csv(tmp_path / "clips.csv", rows))
+    assert {clip.group for clip in dataset.clips} == {"g1"}
+
+
 def test_only_files_of_equal_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 

@@ -75,6 +75,45 @@ def test_folders_named_as_splits_hold_the_classes(tmp_path: Path) -> None:
     ]
 
 
+def test_folders_without_clips_beside_splits_are_ignored(tmp_path: Path) -> None:
+    touch(tmp_path, "train/run/a.mp4", "train/sit/b.mp4", "test/run/c.mp4", "__MACOSX/train/run/._a.mp4")
+    touch(tmp_path, "annotations/test.json", "annotations/train.xml")
+    assert sorted(found(read_layout(tmp_path), tmp_path)) == [
+        ("test/run/c.mp4", "run", "test"),
+        ("train/run/a.mp4", "run", "train"),
+        ("train/sit/b.mp4", "sit", "train"),
+    ]
+
+
+def test_folders_with_clips_beside_splits_are_refused_with_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "train/run/a.mp4", "train/sit/b.mp4", "test/run/c.mp4", "more/d.mp4", "faces/sit/1.jpg", "notes/x")
+    with pytest.raises(
+        DataError, match="holds clips in faces, more beside the splits test, train; move them into class folders"
+    ):
+        read_layout(tmp_path)
+
+
+def test_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    touch(tmp_path, "car/a.mp4", "plane/b.mp4", "train/c.mp4")
+    assert {clip.label for clip in read_layout(tmp_path)} == {"car", "plane", "train"}
+
+
+def test_splits_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not hold two folders with videos"):
+        read_layout(touch(tmp_path, "train/a.mp4", "test/b.mp4", "annotations/a.json"))
+
+
+def test_class_folders_without_clips_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "train/Sit/v_Sit_g01_c01.avi", "train/Run/v_Run_g01_c01.avi", "train/fly/notes.txt")
+    touch(tmp_path, "test/Sit/v_Sit_g02_c01.avi")
+    (tmp_path / "test/Run").mkdir()
+    assert {clip.label for clip in read_layout(tmp_path)} == {"Run", "Sit"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / split}: folders without videos or pictures are no classes: {name}"
+        for split, name in (("test", "Run"), ("train", "fly"))
+    ]
+
+
 def test_hidden_files_are_no_clips(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4", "run/._a.mp4", ".old/b.mp4", "sit/b.mp4", "sit/.thumbs/c.mp4")
     assert [name for name, _, _ in found(read_layout(tmp_path), tmp_path)] == ["run/a.mp4", "sit/b.mp4"]

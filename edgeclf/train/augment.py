@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclf.specs import require
+
 Pictures = NDArray[np.uint8]  # (..., H, W, 3) RGB
 
 
@@ -26,6 +28,13 @@ class Augmentation:
     temporal_shift: bool = False
 
     def __post_init__(self) -> None:
+        for key in ("flip", "temporal_shift"):
+            value = getattr(self, key)
+            require(isinstance(value, bool), f"{key} is {value!r}, must be true or false")
+        for key in ("crop", "brightness", "rotation"):
+            value = getattr(self, key)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(is_number, f"{key} is {value!r}, must be a number")
         if not (0 <= self.crop <= 0.5 and 0 <= self.brightness <= 1 and 0 <= self.rotation <= 45):
             raise ValueError(f"{self} is out of range")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from edgeclf.dataset import LabelledClip
+    from edgeclf.dataset import Dataset, LabelledClip
     from edgeclf.runtime.model import Model
     from edgeclf.train.evaluation import Evaluation
     from edgeclf.train.recipe import Recipe
@@ -93,43 +93,52 @@ def _list_recipes() -> None:
         click.echo(f"  source: {recipe.source}\n")
 
 
+def _option(*names: str, **settings: Any) -> click.Option:
+    return click.Option(list(names), **settings)
+
+
+def _data_options() -> list[click.Parameter]:
+    """What tells which clips of DATA are meant, for training and for evaluation."""
+    return [
+        _option("--classes", default="", metavar="A,B,...", help="Only the clips of these classes."),
+        _option("--background", default="", metavar="A,B,...", help="Make one class `background` of these."),
+        _option("--ucf-lists", type=_DATA, metavar="FOLDER", help="Official lists of UCF101, DATA is the videos."),
+        _option("--ucf-split", type=click.IntRange(1, 3), help="Which official split; 1 if not given."),
+    ]
+
+
 def _options() -> list[click.Parameter]:
     """What every recipe can be given."""
-
-    def option(*names: str, **settings: Any) -> click.Option:
-        return click.Option(list(names), **settings)
-
     return [
-        option("-o", "--output", required=True, type=_FOLDER, metavar="MODEL_DIR", help="Where the model is written."),
-        option("--name", help="What the model is called; the name of MODEL_DIR if not given."),
-        option("--classes", default="", metavar="A,B,...", help="Train on these classes only."),
-        option("--background", default="", metavar="A,B,...", help="Make one class `background` of these."),
-        option("--top", type=click.IntRange(2), help="Only so many classes, those with most training clips."),
-        option("--ucf-lists", type=_DATA, metavar="FOLDER", help="Official lists of UCF101, DATA is the videos."),
-        option("--ucf-split", type=click.IntRange(1, 3), default=1, show_default=True, help="Which official split."),
-        option("--random-split", is_flag=True, help="Validate on single clips, not on whole groups; it flatters."),
-        option("--extractor", help="Another network; `edgeclf train --list` shows the recipe's own."),
-        option("--weights", type=click.Choice(("imagenet", "none")), help="Where the extractor begins."),
-        option("--length", type=click.IntRange(1), help="Frames of a clip."),
-        option("--rate", type=click.FloatRange(0, min_open=True), help="Frames a second, where clips are cut by time."),
-        option("--epochs", type=click.IntRange(1), help="At the most."),
-        option("--batch", type=click.IntRange(1), help="Clips in one step."),
-        option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate."),
-        option("--seed", type=click.IntRange(0), help="Of splits and all that is drawn; 0 if not given."),
-        option("--class-weights/--no-class-weights", default=None, help="Every class weighs the same."),
-        option("--views", type=click.IntRange(1), help="How often features are made, augmented from the second on."),
-        option("--config", type=_FILE, metavar="FILE.toml", help="More settings; options given here go before it."),
-        option("--folds", type=click.IntRange(2), help="Also cross-validate by groups, on the training clips."),
-        option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of the cross-validation."),
-        option("--over-all", is_flag=True, help="Cross-validate over all clips, those of the test included."),
-        option(
+        _option("-o", "--output", required=True, type=_FOLDER, metavar="MODEL_DIR", help="Where the model is written."),
+        _option("--name", help="What the model is called; the name of MODEL_DIR if not given."),
+        *_data_options(),
+        _option("--top", type=click.IntRange(2), help="Only so many classes, those with most training clips."),
+        _option("--random-split", is_flag=True, help="Validate on single clips, not on whole groups; it flatters."),
+        _option("--extractor", help="Another network; `edgeclf train --list` shows the recipe's own."),
+        _option("--weights", type=click.Choice(("imagenet", "none")), help="Where the extractor begins."),
+        _option("--length", type=click.IntRange(1), help="Frames of a clip."),
+        _option(
+            "--rate", type=click.FloatRange(0, min_open=True), help="Frames a second, where clips are cut by time."
+        ),
+        _option("--epochs", type=click.IntRange(1), help="At the most."),
+        _option("--batch", type=click.IntRange(1), help="Clips in one step."),
+        _option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate."),
+        _option("--seed", type=click.IntRange(0), help="Of splits and all that is drawn; 0 if not given."),
+        _option("--class-weights/--no-class-weights", default=None, help="Every class weighs the same."),
+        _option("--views", type=click.IntRange(1), help="How often features are made, augmented from the second on."),
+        _option("--config", type=_FILE, metavar="FILE.toml", help="More settings; options given here go before it."),
+        _option("--folds", type=click.IntRange(2), help="Also cross-validate by groups, on the training clips."),
+        _option("--repeats", type=click.IntRange(1), help="Of the cross-validation; 1 if not given."),
+        _option("--over-all", is_flag=True, help="Cross-validate over all clips, those of the test included."),
+        _option(
             "--mixed-precision/--float32",
             "mixed",
             default=None,
             help="Train in half precision; if not given, on a GPU only.",
         ),
-        option("--cache", type=_FOLDER, help="Where features are kept; the user's cache folder if not given."),
-        option(
+        _option("--cache", type=_FOLDER, help="Where features are kept; the user's cache folder if not given."),
+        _option(
             "--about",
             type=_FILE,
             metavar="FILE.json",
@@ -140,20 +149,13 @@ def _options() -> list[click.Parameter]:
 
 def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
     """Train by one recipe; what `edgeclf train NAME` does."""
-    from edgeclf.dataset import load_dataset, with_validation
+    from edgeclf.dataset import with_validation
     from edgeclf.train.cross_validation import cross_validate
     from edgeclf.train.outcome import train_model
 
+    _refuse_idle(options)
     recipe = _changed_recipe(recipe_name, options)
-    dataset = load_dataset(
-        data,
-        classes=_names(options["classes"]),
-        background=_names(options["background"]),
-        top=recipe.top,
-        ucf_lists=options["ucf_lists"],
-        ucf_split=options["ucf_split"],
-        images_per_clip=recipe.clip.length,
-    )
+    dataset = _dataset(data, options, length=recipe.clip.length, top=recipe.top)
     about = _read_about(options["about"])
     workplace = _workplace(options)
     split = with_validation(dataset, seed=recipe.settings.seed, by="clip" if options["random_split"] else "group")
@@ -161,7 +163,7 @@ def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
     if options["folds"]:
         clips = [clip for clip in dataset.clips if options["over_all"] or clip.split != "test"]
         found = cross_validate(
-            recipe, clips, dataset.labels, workplace, folds=options["folds"], repeats=options["repeats"]
+            recipe, clips, dataset.labels, workplace, folds=options["folds"], repeats=options["repeats"] or 1
         )
         measured["cross_validation"] = found.to_dict()
     name = options["name"] or output.resolve().name
@@ -171,6 +173,31 @@ def _train(recipe_name: str, data: Path, output: Path, **options: Any) -> None:
     click.echo(f"model directory: {output}")
     if "test" in description.evaluation:
         click.echo(f"report: {output / 'report' / 'report.html'}")
+
+
+_NEEDED = {"ucf_split": "ucf_lists", "repeats": "folds", "over_all": "folds"}  # without which one means nothing
+
+
+def _refuse_idle(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that would change nothing, since the one that it belongs to is not given."""
+    for name, needed in _NEEDED.items():
+        if options.get(name) and not options[needed]:
+            raise click.UsageError(f"--{name} needs --{needed}".replace("_", "-"))
+
+
+def _dataset(data: Path, options: Mapping[str, Any], *, length: int, top: int | None = None) -> Dataset:
+    """The clips of DATA that the options choose, of `length` pictures where they are made of loose ones."""
+    from edgeclf.dataset import load_dataset
+
+    return load_dataset(
+        data,
+        classes=_names(options["classes"]),
+        background=_names(options["background"]),
+        top=top,
+        ucf_lists=options["ucf_lists"],
+        ucf_split=options["ucf_split"] or 1,
+        images_per_clip=length,
+    )
 
 
 def _changed_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
@@ -230,10 +257,9 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
     click.echo(f"model directory: {output}")
 
 
-@click.command()
+@click.command(params=_data_options())
 @click.argument("model", metavar="MODEL")
 @click.argument("data", type=_DATA)
-@click.option("--classes", default="", metavar="A,B,...", help="Only the clips of these classes.")
 @click.option("--split", type=click.Choice(("train", "validation", "test")),
               help="Which clips; if not given those for testing, or all where there are no splits.")  # fmt: skip
 @click.option("--draw", type=click.IntRange(1), metavar="N",
@@ -244,12 +270,12 @@ def train_theatre(output: Path, clips: int, epochs: int, seed: int) -> None:
 def evaluate(
     model: str,
     data: Path,
-    classes: str,
     split: str | None,
     draw: int | None,
     report: Path | None,
     form: str,
     record: str | None,
+    **options: Any,
 ) -> None:
     """Measure MODEL on labelled clips: accuracy with its interval, precision, recall, F1, confusion matrix.
 
@@ -261,6 +287,8 @@ def evaluate(
     Examples:
       edgeclf evaluate my_model clips.csv
       edgeclf evaluate my_model.edgeclf clips.csv --format json
+      edgeclf evaluate my_model clips.csv --classes fall --background walk,sit
+      edgeclf evaluate my_model ucf101/ --ucf-lists ucfTrainTestlist --ucf-split 2
       edgeclf evaluate my_model fer2013/manifest.csv --draw 100 --report faces_report
     """
     from edgeclf.model_directory import DESCRIPTION_NAME
@@ -269,16 +297,18 @@ def evaluate(
     from edgeclf.train import evaluation
     from edgeclf.train.report import write_report
 
+    _refuse_idle(options)
     if record and not Path(model, DESCRIPTION_NAME).is_file():
         raise click.UsageError("--record keeps figures in a model directory; a bundle is not changed")
     with closing(_open(model)) as opened:
-        clips = _evaluated_clips(data, _names(classes), split, draw, opened.clip.length)
+        dataset = _dataset(data, options, length=opened.clip.length)
+        clips = _evaluated_clips(dataset, split, draw, opened.clip.length)
         click.echo(f"{opened.name} on {opened.extractor.placement}", err=True)
-        options = LoopOptions.for_device(opened.extractor.placement.device)
+        loop = LoopOptions.for_device(opened.extractor.placement.device)
         if opened.extractor.placement.backend == "keras":  # its threads are its own
-            options = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
+            loop = LoopOptions(workers=1, batch_size=32, max_wait=1.0, sources_at_once=2, depth=32)
         with steps("clips", len(clips)) as advance:
-            found = evaluation.evaluate(opened, clips, options=options, progress=advance)
+            found = evaluation.evaluate(opened, clips, options=loop, progress=advance)
     for error in found.errors:
         click.echo(error, err=True)
     click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else _table(found))
@@ -291,12 +321,9 @@ def evaluate(
         raise click.exceptions.Exit(1)
 
 
-def _evaluated_clips(
-    data: Path, classes: Collection[str], split: str | None, draw: int | None, length: int
-) -> list[LabelledClip]:
-    from edgeclf.dataset import draw_image_clips, load_dataset
+def _evaluated_clips(dataset: Dataset, split: str | None, draw: int | None, length: int) -> list[LabelledClip]:
+    from edgeclf.dataset import draw_image_clips
 
-    dataset = load_dataset(data, classes=classes, images_per_clip=length)
     clips = dataset.split(split or "test") if split or dataset.has_splits else list(dataset.clips)
     if draw is None:
         return clips

@@ -93,4 +93,5 @@ def _one_fold(
     split = with_validation(Dataset(tuple(known), labels), seed=recipe.settings.seed)
     quiet = replace(workplace, say=lambda _message: None)
     trained = train_recipe(recipe, split.split("train"), split.split("validation"), labels, quiet)
-    return score(trained, unknown, quiet)
+    found, _ = score(trained, unknown, quiet)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,14 @@ class ClipExamples:
     def steps(self) -> int:
         """Batches in one epoch."""
         return -(-len(self.windows) // self.settings.batch)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the labels, and of the rows of every clip."""
+        digest = hashlib.sha256(np.asarray(self.labels, np.int32).tobytes())
+        for window in self.windows:
+            digest.update(np.array([window.video, window.length, *window.rows], np.int64).tobytes())
+        return digest.hexdigest()
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch."""

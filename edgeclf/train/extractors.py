@@ -99,14 +99,16 @@ def fine_tunable(model: Any, last: int) -> tuple[str, ...]:
 def split_at_trained(model: Any, trained: str) -> tuple[Any, Any]:
     """The network up to the last feature map that training does not change, and the rest; both share its layers.
 
-    trained: the first layer that is trained; it stands in the network itself, not in a model within. The first part
-    gives one map for every frame. It is None, and the rest is the whole network, where nothing with weights is left for
-    it, or where its maps would be more than twice as large as frames.
+    trained: the first layer that is trained. The first part gives one map for every frame. It is None, and the rest is
+    the whole network, where nothing with weights is left for it, where its maps would be more than twice as large as
+    frames, and where there is a model within the network.
     """
     keras = import_keras()
+    if any(hasattr(layer, "layers") for layer in model.layers):
+        return None, model
     operations = list(model.operations)  # each behind all that it takes
+    first = [operation.name for operation in operations].index(trained)
     places = {id(operation.output): place for place, operation in enumerate(operations)}
-    first = next(place for place, operation in enumerate(operations) if operation.name == trained)
     earliest = len(operations)  # of those whose output is taken from here on
     for place in range(len(operations) - 1, 0, -1):
         earliest = min(earliest, *(places[id(tensor)] for tensor in keras.tree.flatten(operations[place].input)))

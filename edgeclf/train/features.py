@@ -136,17 +136,20 @@ def video_features(
 class KeptFeatures(Sequence[VideoFeatures]):
     """The features of many clips, read from the cache each time they are asked for: frames need not fit in memory.
 
-    What is not in the cache is made first; only clips that cannot be kept there, being damaged, stay in memory.
+    What is not in the cache, or is damaged there, is made first; only clips that cannot be kept there stay in memory.
     """
 
     def __init__(
         self, clips: Sequence[LabelledClip], extraction: Extraction, cache: Path, progress: Callable[[], None]
     ) -> None:
+        self._clips = clips
+        self._extraction = extraction
+        self._cache = cache
         self._files = [_cache_file(cache, clip, extraction, AS_IT_IS) for clip in clips]
         self._held: dict[int, VideoFeatures] = {}
-        for index, (clip, file) in enumerate(zip(clips, self._files, strict=True)):
+        for index, file in enumerate(self._files):
             if file is None or not file.is_file():
-                (features,) = video_features([clip], extraction, cache=cache)
+                features = self._made(index)
                 if features.error:
                     self._held[index] = features
             progress()
@@ -159,7 +162,14 @@ class KeptFeatures(Sequence[VideoFeatures]):
             return self._held[index]
         features = _read(self._files[index])
         if features is None:
-            raise EdgeclfError(f"{self._files[index]} is gone or damaged", hint="start again; it will be made anew")
+            features = self._made(index)
+            if features.error:
+                message = f"{self._files[index]} is gone or damaged, and cannot be made again: {features.error}"
+                raise EdgeclfError(message, hint="leave the cache and the clips alone while training runs")
+        return features
+
+    def _made(self, index: int) -> VideoFeatures:
+        (features,) = video_features([self._clips[index]], self._extraction, cache=self._cache)
         return features
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ class FitSettings:
             value = getattr(self, name)
             require(type(value) in (int, float) and value >= 0, f"{name} is {value!r}, must be 0 or more")
         require(self.learning_rate > 0, "learning_rate must be above 0")
+        require(isinstance(self.class_weights, bool), f"class_weights is {self.class_weights!r}, must be true or false")
         require(self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, must be below 1")
         require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}: {', '.join(get_args(Schedule))}")
         require(self.keep in get_args(Keep), f"keep is {self.keep!r}, must be one of {', '.join(get_args(Keep))}")
@@ -82,6 +84,10 @@ class Batches(Protocol):
     """Labelled examples, in batches, as often as they are asked for."""
 
     @property
+    def identity(self) -> str:
+        """A hash of what is cheap to know of all examples, labels above all."""
+
+    @property
     def steps(self) -> int:
         """Batches in one epoch."""
 
@@ -94,12 +100,7 @@ class Fitted:
     """How it went; the model has the weights of the epoch that was kept, "best" by the lowest validation loss."""
 
     history: tuple[Row, ...]
-    best_epoch: int  # from 1
-
-    @property
-    def best(self) -> Row:
-        """The figures of the best epoch."""
-        return self.history[self.best_epoch - 1]
+    best_epoch: int  # from 1; 0 where the weights at the start were better than those of any epoch
 
 
 @dataclass(slots=True)
@@ -108,6 +109,7 @@ class _Progress:
 
     history: list[Row] = field(default_factory=list)
     best_epoch: int = 0
+    best_loss: float = math.inf  # of the validation examples
     learning_rate: float = 0.0
 
 
@@ -120,13 +122,14 @@ def fit(
     folder: Path | None = None,
     progress: Callable[[Row], None] = lambda _: None,
     last_epoch: int | None = None,
+    start_counts: bool = False,
 ) -> Fitted:
     """Fit a Keras classifier; it ends with the weights of its lowest validation loss, or as `settings.keep` says.
 
     folder: where checkpoints and `log.csv` are kept. If it holds a checkpoint of the same model, settings and examples,
     fitting goes on behind it, and ends with the weights that it would have had uninterrupted. progress: called after
     each epoch with its row of the log. last_epoch: end behind this one, with its weights. Raises DataError where a
-    loss is no number.
+    loss is no number. start_counts: the weights at the start are kept where no epoch has a lower validation loss.
     """
     checkpoints = _Checkpoints(folder, _fingerprint(model, (train, validation), settings)) if folder else None
     _compile(model, settings)
@@ -135,11 +138,13 @@ def fit(
         state, best = kept
         for row in state.history:
             progress(row)
+    elif start_counts:
+        state.best_loss = measure(model, validation)["loss"]
     while not _ended(state, settings, last_epoch):
         row = _run_epoch(model, train, validation, settings, state)
         state.history.append(row)
-        if last_epoch or settings.keep == "last" or row["val_loss"] <= min(past["val_loss"] for past in state.history):
-            state.best_epoch, best = len(state.history), model.get_weights()
+        if last_epoch or settings.keep == "last" or row["val_loss"] <= state.best_loss:
+            state.best_epoch, state.best_loss, best = len(state.history), row["val_loss"], model.get_weights()
         _follow_plateau(state, settings)
         if checkpoints:
             checkpoints.save(model, state, best, always=_ended(state, settings, last_epoch))
@@ -148,7 +153,7 @@ def fit(
     return Fitted(tuple(state.history), state.best_epoch)
 
 
-def write_log(file: Path, history: Sequence[Row]) -> None:
+def write_log(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Write the epochs as CSV, one row each."""
     with file.open("w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, list(history[0]))
@@ -254,11 +259,11 @@ def _follow_plateau(state: _Progress, settings: FitSettings) -> None:
 def _fingerprint(model: Any, examples: Sequence[Batches], settings: FitSettings) -> str:
     """What a checkpoint must have in common with a run that takes it up: layers, first weights, settings, examples.
 
-    Of the examples their number and the first batches tell enough. The model must not be compiled: what Keras writes of
-    a compiled one has names that it counts up.
+    Of the examples their number, their identity and the first batches tell enough. The model must not be compiled: what
+    Keras writes of a compiled one has names that it counts up.
     """
-    steps = [batches.steps for batches in examples]
-    digest = hashlib.sha256(json.dumps([model.to_json(), asdict(settings), steps]).encode())
+    known = [[batches.steps, batches.identity] for batches in examples]
+    digest = hashlib.sha256(json.dumps([model.to_json(), asdict(settings), known]).encode())
     for weight in model.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     for batches in examples:

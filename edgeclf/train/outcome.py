@@ -48,7 +48,7 @@ def train_model(
     found = score(trained, test, workplace) if test else None
     figures = {"validation": trained.validation, **(evaluation or {})}
     if found:
-        figures["test"] = found.to_dict()
+        figures["test"] = found[0].to_dict()
     description = ModelDescription(
         name,
         recipe.name,
@@ -71,20 +71,25 @@ def train_model(
 
 
 def _report(
-    folder: Path, trained: Trained, found: Evaluation, test: Sequence[LabelledClip], description: ModelDescription
+    folder: Path,
+    trained: Trained,
+    found: tuple[Evaluation, Evaluation],
+    test: Sequence[LabelledClip],
+    description: ModelDescription,
 ) -> None:
     about = {"recipe": description.recipe, **description.provenance}
     if known := description.evaluation.get("cross_validation"):
         about["cross_validation"] = known
     write_report(
         folder,
-        found,
+        found[0],
         title=f"{description.name} on test clips",
         about=about,
         clips=test,
         history=trained.measured_history,
         thresholds=trained.thresholds,
         temperature=trained.temperature,
+        untempered=found[1],
     )
 
 

@@ -90,9 +90,17 @@ class Recipe:
         for key, choices in (("weights", WeightsChoice), ("stream", Stream), ("crop", Crop), ("resize", Resize)):
             value = getattr(self, key)
             require(value in get_args(choices), f"{key} is {value!r}, must be one of {', '.join(get_args(choices))}")
-        if self.extractor and self.extractor not in EXTRACTORS:
+        if (self.extractor or self.classifier) and self.extractor not in EXTRACTORS:
             raise ValueError(f"there is no extractor {self.extractor!r}, but {', '.join(EXTRACTORS)}")
         require(_is_count(self.views), f"views is {self.views!r}, must be 1 or more")
+        require(
+            self.views == 1 or bool(self.extractor),
+            "views are of features: a network of frames augments anew in every epoch",
+        )
+        require(
+            self.views == 1 or self.augmentation.changes_pixels,
+            "views are the same without an augmentation of pixels: set flip, crop, brightness or rotation, or 1 view",
+        )
         require(self.top is None or _is_count(self.top - 1), f"top is {self.top!r}, must be 2 classes or more")
         require(_is_count(self.drawn_clips + 1), f"drawn_clips is {self.drawn_clips!r}, must be 0 or more")
         require(isinstance(self.refit, bool), f"refit is {self.refit!r}, must be true or false")

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from edgeclf.dataset import LabelledClip
-from edgeclf.metrics import Curve, Reliability, reliability
+from edgeclf.metrics import Curve, Reliability
 from edgeclf.report_page import PAGE, STYLE
 from edgeclf.train import figures
-from edgeclf.train.calibration import apply_temperature
 from edgeclf.train.evaluation import FAILED, LEVEL, Evaluation
 
 _PICTURES = 6  # of each wrong clip
@@ -41,6 +40,7 @@ def write_report(
     history: Sequence[Mapping[str, float]] = (),
     thresholds: Mapping[str, float] | None = None,
     temperature: float | None = None,
+    untempered: Evaluation | None = None,
     worst: int = 8,
 ) -> None:
     """Write `report.html`, `report.json` and `predictions.csv` into the folder, which is made if need be.
@@ -48,12 +48,12 @@ def write_report(
     about: where model and data come from; it may be nested. clips: those of the evaluation, in its order, or none
     where there shall be no pictures. history: a row for each epoch with epoch, loss, accuracy, val_loss,
     val_accuracy, learning_rate, as far as known. thresholds: of the labels, shown and not applied. temperature: the
-    one that is already in the scores; they are compared with what they would be without it. worst: how many wrong
+    one that is already in the scores. untempered: the same clips without it, to compare with. worst: how many wrong
     clips are shown, the most confident first. Raises ValueError where clips do not fit the evaluation.
     """
     if clips and [clip.label for clip in clips] != list(evaluation.truth):
         raise ValueError("the clips are not those of the evaluation")
-    report = _Report(evaluation, title, about, clips, history, thresholds, temperature, worst)
+    report = _Report(evaluation, title, about, clips, history, thresholds, temperature, untempered, worst)
     folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.to_dict(), indent=2, allow_nan=False, default=str)
     (folder / "report.json").write_text(record + "\n", encoding="utf-8")
@@ -84,6 +84,7 @@ class _Report:
     history: Sequence[Mapping[str, float]]
     thresholds: Mapping[str, float] | None
     temperature: float | None
+    untempered: Evaluation | None
     worst: int
 
     @cached_property
@@ -103,12 +104,8 @@ class _Report:
 
     @cached_property
     def bins_without(self) -> Reliability | None:
-        """The reliability of the scores with the temperature taken out of them, if there is one."""
-        if self.temperature is None:
-            return None
-        read = self.evaluation.found_indices >= 0
-        scores = apply_temperature(self.evaluation.scores[read], 1 / self.temperature)
-        return reliability(scores.max(axis=1), self.evaluation.correct[read])
+        """The reliability of the scores without the temperature, where they are known."""
+        return self.untempered.reliability() if self.untempered else None
 
     @cached_property
     def answered(self) -> tuple[int, int]:
@@ -299,6 +296,7 @@ class _Report:
         note = "A bar above the dashed line is a score that promises too little, one below it too much."
         if self.bins_without:
             legend.append(("var(--c1)", "without temperature", self.bins_without.expected_calibration_error))
+        if self.temperature is not None:
             note += f" A temperature of {self.temperature:.3g} is in the scores."
         return (
             f'<div class="beside"><div>{_figure(figures.reliability_figure(self.bins, self.bins_without))}</div>'

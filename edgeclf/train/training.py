@@ -24,7 +24,7 @@ from edgeclf.runtime.records import aggregate_scores
 from edgeclf.runtime.session import Session
 from edgeclf.specs import ClipSpec
 from edgeclf.train.augment import Augmentation
-from edgeclf.train.calibration import choose_thresholds, fit_temperature, fold_temperature
+from edgeclf.train.calibration import apply_temperature, choose_thresholds, fit_temperature, fold_temperature
 from edgeclf.train.evaluation import Evaluation, evaluation_of
 from edgeclf.train.examples import ClipExamples, Feeds, feeds_of
 from edgeclf.train.extractors import fine_tunable, split_at_trained
@@ -77,13 +77,15 @@ class Trained:
     validation: dict[str, float]  # loss and accuracy over validation clips
 
     @property
-    def history(self) -> tuple[Row, ...]:
-        """All epochs of all phases, numbered through."""
-        return _numbered_through(self.phases.values())
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """All epochs of all phases, numbered through, each with its phase."""
+        rows = _numbered_through(self.phases.values())
+        phases = [phase for phase, fitted in self.phases.items() for _ in fitted.history]
+        return tuple({"epoch": row["epoch"], "phase": phase, **row} for row, phase in zip(rows, phases, strict=True))
 
     @property
     def measured_history(self) -> tuple[Row, ...]:
-        """The same without refitting, which trains on the validation clips too."""
+        """The same in numbers alone, without refitting, which trains on the validation clips too."""
         return _numbered_through(fitted for phase, fitted in self.phases.items() if phase != "refitted")
 
 
@@ -105,10 +107,11 @@ def train_recipe(
     """
     keras = import_keras()
     keras.utils.set_random_seed(recipe.settings.seed)
-    extractor = recipe.build_extractor()
     phases: dict[str, Fitted] = {}
     if recipe.trains_extractor:
-        _train_on_frames(recipe, extractor, train, validation, labels, workplace, phases)
+        extractor = _trained_on_frames(recipe, train, validation, labels, workplace, phases)
+    else:
+        extractor = recipe.build_extractor()
     if recipe.drawn_clips and all(clip.images for clip in train):
         train = draw_image_clips(
             train, per_class=recipe.drawn_clips, length=recipe.clip.length, seed=recipe.settings.seed
@@ -124,7 +127,7 @@ def train_recipe(
     keras.utils.set_random_seed(recipe.settings.seed)
     classifier = _fit_classifier(data, views, held_out, workplace, phases)
     if recipe.fine_tuning.last:
-        _fine_tune(data, extractor, classifier, train, validation, workplace, phases)
+        extractor, classifier = _fine_tuned(data, extractor, classifier, train, validation, workplace, phases)
         held_out = _features(validation, extraction_of(recipe, extractor), workplace)
     temperature, thresholds, figures = _calibrate(data, classifier, held_out)
     if recipe.refit:
@@ -136,12 +139,19 @@ def train_recipe(
     return Trained(recipe, labels, extractor, classifier, phases, temperature, thresholds, figures)
 
 
-def score(trained: Trained, clips: Sequence[LabelledClip], workplace: Workplace) -> Evaluation:
-    """What the trained model finds in clips; one that cannot be read counts as wrong."""
+def score(trained: Trained, clips: Sequence[LabelledClip], workplace: Workplace) -> tuple[Evaluation, Evaluation]:
+    """What the trained model finds in clips, and what it would find without the temperature that is in its scores.
+
+    A clip of which nothing can be read counts as wrong.
+    """
     videos = _features(clips, extraction_of(trained.recipe, trained.extractor), workplace)
     session = classifier_session(trained.classifier, trained.recipe.clip)
     rows = [_scores_of(video, trained, session) for video in videos]
-    return evaluation_of(trained.labels, clips, rows, [video.error for video in videos])
+    problems = [video.error for video in videos]
+    found, untempered = (
+        evaluation_of(trained.labels, clips, [row and row[way] for row in rows], problems) for way in (0, 1)
+    )
+    return found, untempered
 
 
 def extraction_of(recipe: Recipe, extractor: Any) -> Extraction:
@@ -230,18 +240,21 @@ def _fit_classifier(
     standardise(trained, train)
     validation = data.examples([held_out], feeds, recipe.settings, clip)
     phases[phase] = _fit(trained, train, validation, recipe.settings, workplace, phase, last_epoch)
-    if workplace.precision == "float32":
-        return classifier
-    return _with_weights_of(classifier, recipe.build_classifier(len(data.labels)))
+    return _in_single_precision(classifier, partial(recipe.build_classifier, len(data.labels)), workplace.precision)
 
 
-def _with_weights_of(model: Any, plain: Any) -> Any:
-    """The model `plain` with the weights of another one that computes in another precision."""
-    plain.set_weights(model.get_weights())
-    for layer in plain.layers:
+def _in_single_precision(model: Any, build: Callable[[], Any], precision: Precision) -> Any:
+    """The model, or one with its weights that computes in float32 where it does not."""
+    return model if precision == "float32" else _with_weights_of(build(), model)
+
+
+def _with_weights_of(model: Any, other: Any) -> Any:
+    """The model with the weights of another one, which may compute in another precision."""
+    model.set_weights(other.get_weights())
+    for layer in model.layers:
         if hasattr(layer, "finalize_state"):  # mean and spread are used from elsewhere than where they are kept
             layer.finalize_state()
-    return plain
+    return model
 
 
 def standardise(model: Any, examples: ClipExamples) -> None:
@@ -296,17 +309,17 @@ def _as_video(rows: Sequence[Floats], size: int) -> VideoFeatures:
 # -- the extractor -----------------------------------------------------------------------------------------------------
 
 
-def _train_on_frames(
+def _trained_on_frames(
     recipe: Recipe,
-    extractor: Any,
     train: Sequence[LabelledClip],
     validation: Sequence[LabelledClip],
     labels: tuple[str, ...],
     workplace: Workplace,
     phases: dict[str, Fitted],
-) -> None:
-    """Train the extractor, in place, to tell the class from one frame, through a layer that is then thrown away."""
+) -> Any:
+    """The extractor, trained to tell the class from one frame, through a layer that is then thrown away."""
     keras = import_keras()
+    extractor = _built(recipe.build_extractor, workplace.precision)
     settings = recipe.frames_first
     assert settings is not None
     frames = extraction_of(recipe, None)
@@ -323,9 +336,10 @@ def _train_on_frames(
         workplace,
         "frames",
     )
+    return _in_single_precision(extractor, recipe.build_extractor, workplace.precision)
 
 
-def _fine_tune(
+def _fine_tuned(
     data: _Data,
     extractor: Any,
     classifier: Any,
@@ -333,14 +347,18 @@ def _fine_tune(
     validation: Sequence[LabelledClip],
     workplace: Workplace,
     phases: dict[str, Fitted],
-) -> None:
-    """Train the last layers of the extractor and the classifier as one; both are changed in place.
+) -> tuple[Any, Any]:
+    """Extractor and classifier with their last layers trained as one; as they were where no epoch is better.
 
     They are trained on maps that the frozen layers gave once, or on frames, where pixels are augmented or two pictures
     make a frame.
     """
     keras = import_keras()
     recipe, settings = data.recipe, data.recipe.fine_tuning.settings
+    given, build_classifier = workplace.precision, partial(recipe.build_classifier, len(data.labels))
+    if given != "float32":
+        extractor = _with_weights_of(_built(recipe.build_extractor, given), extractor)
+        classifier = _with_weights_of(_built(build_classifier, given), classifier)
     tuned = fine_tunable(extractor, recipe.fine_tuning.last)
     workplace.say(f"fine-tuning {len(tuned)} layers of {extractor.name}, {tuned[0]} to {tuned[-1]}")
     frozen, rest = None, extractor
@@ -350,16 +368,17 @@ def _fine_tune(
     extraction = extraction_of(recipe, frozen)
     extraction = replace(extraction, dtype="float16") if frozen else extraction
     shape = extraction.extractor.outputs[0].shape[1:]
-    taken = keras.Input((recipe.clip.length, *shape), dtype=rest.inputs[0].dtype, name="maps" if frozen else "frames")
+    name, dtype = ("maps", "float32") if frozen else ("frames", "uint8")
+    taken = keras.Input((recipe.clip.length, *shape), dtype=dtype, name=name)
     # What TimeDistributed does, in one batch instead of one frame after the other.
     flat = rest(keras.ops.reshape(taken, (-1, *shape)))
     features = keras.ops.reshape(flat, (-1, recipe.clip.length, recipe.feature_size))
     inputs: Any = taken
     if recipe.clip.padding == "mask":
         mask = keras.Input((recipe.clip.length,), dtype="bool", name="mask")
-        inputs, features = {taken.name: taken, "mask": mask}, {"features": features, "mask": mask}
+        inputs, features = {name: taken, "mask": mask}, {"features": features, "mask": mask}
     model = keras.Model(inputs, classifier(features))
-    with workplace.steps(taken.name, len(train) + len(validation)) as advance:
+    with workplace.steps(name, len(train) + len(validation)) as advance:
         kept = [KeptFeatures(clips, extraction, workplace.cache, advance) for clips in (train, validation)]
     feeds = feeds_of(model)
     phases["fine-tuning"] = _fit(
@@ -369,6 +388,13 @@ def _fine_tune(
         settings,
         workplace,
         "fine-tuning",
+        start_counts=True,
+    )
+    if phases["fine-tuning"].best_epoch == 0:
+        workplace.say("no epoch of fine-tuning has a lower validation loss: both stay as they were")
+    return (
+        _in_single_precision(extractor, recipe.build_extractor, given),
+        _in_single_precision(classifier, build_classifier, given),
     )
 
 
@@ -378,7 +404,10 @@ def _fine_tune(
 def _calibrate(
     data: _Data, classifier: Any, held_out: Sequence[VideoFeatures]
 ) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Temperature and thresholds, chosen on validation clips, the temperature folded into the classifier."""
+    """Temperature and thresholds, the one folded into the classifier.
+
+    The temperature is chosen on the clips of the validation videos, thresholds on the scores of whole videos.
+    """
     examples = data.examples([held_out], feeds_of(classifier), data.recipe.settings, data.recipe.clip)
     batches = list(examples.epoch(0))
     scores = np.concatenate([np.asarray(classifier(batch.inputs, training=False)) for batch in batches])
@@ -390,15 +419,22 @@ def _calibrate(
     right = np.average(scores.argmax(axis=1) == truth, weights=weights)
     loss = -np.average(np.log(np.maximum(scores[np.arange(len(truth)), truth], 1e-12)), weights=weights)
     figures = {"loss": round(float(loss), 4), "accuracy_of_clips": round(float(right), 4)}
-    return temperature, choose_thresholds(scores, truth, data.labels), figures
+    video_of = np.array([window.video for window in examples.windows])
+    videos = np.unique(video_of)
+    whole = np.array([aggregate_scores(scores[video_of == video], data.recipe.aggregate) for video in videos])
+    return temperature, choose_thresholds(whole, data.validation[videos], data.labels), figures
 
 
-def _scores_of(video: VideoFeatures, trained: Trained, session: Session) -> Sequence[float] | None:
-    """The scores of a video, made of its clips as the runtime does; None where there is no clip."""
+def _scores_of(
+    video: VideoFeatures, trained: Trained, session: Session
+) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The scores of a video, with and without the temperature, made of its clips as the runtime does; None: no clip."""
     clips = video.clips(trained.recipe.clip)
     if not clips:
         return None
-    return aggregate_scores(_run_on_clips(session, clips).tolist(), trained.recipe.aggregate)
+    scores = _run_on_clips(session, clips).astype(np.float64)
+    aggregate, untempered = trained.recipe.aggregate, apply_temperature(scores, 1 / trained.temperature)
+    return aggregate_scores(scores.tolist(), aggregate), aggregate_scores(untempered.tolist(), aggregate)
 
 
 def _run_on_clips(session: Session, clips: Sequence[Clip]) -> Floats:
@@ -433,6 +469,8 @@ def _fit(
     workplace: Workplace,
     phase: str,
     last_epoch: int | None = None,
+    *,
+    start_counts: bool = False,
 ) -> Fitted:
     folder = workplace.checkpoints / phase if workplace.checkpoints else None
     with workplace.steps(f"{phase}, epochs", last_epoch or settings.epochs) as advance:
@@ -444,6 +482,7 @@ def _fit(
             folder=folder,
             progress=lambda _row: advance(),
             last_epoch=last_epoch,
+            start_counts=start_counts,
         )
 
 

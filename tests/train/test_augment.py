@@ -153,3 +153,20 @@ def test_rotation_turns_either_way_about_the_middle() -> None:
 def test_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Augmentation(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": "no"}, "flip is 'no', must be true or false"),
+        ({"flip": 1}, "flip is 1, must be true or false"),
+        ({"temporal_shift": "false"}, "temporal_shift is 'false', must be true or false"),
+        ({"crop": "much"}, "crop is 'much', must be a number"),
+        ({"brightness": True}, "brightness is True, must be a number"),
+        ({"rotation": None}, "rotation is None, must be a number"),
+    ],
+    ids=str,
+)
+def test_value_of_another_type_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**change)

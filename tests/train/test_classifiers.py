@@ -17,6 +17,7 @@ from edgeclf.train.classifiers import (
     published_lstm,
     vote_classifier,
 )
+from edgeclf.train.recipe import RECIPES
 
 pytestmark = pytest.mark.keras
 
@@ -110,16 +111,11 @@ def layers_of(model: Any, expected: Layers) -> Layers:
 
 
 @pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (MASKED["published_gru"], PUBLISHED_GRU),
-        (UNMASKED["published_lstm"], PUBLISHED_LSTM),
-        (lambda: vote_classifier(1, FEATURES, CLASSES), FRAME_VOTE),
-    ],
-    ids=["gru", "lstm", "vote"],
+    ("recipe", "expected"),
+    [("inceptionv3-gru", PUBLISHED_GRU), ("vgg16-lstm", PUBLISHED_LSTM), ("vgg16-vote", FRAME_VOTE)],
 )
-def test_layers_are_those_published(make: Make, expected: Layers) -> None:
-    assert layers_of(make(), expected) == expected
+def test_layers_of_a_recipe_are_those_published(recipe: str, expected: Layers) -> None:
+    assert layers_of(RECIPES.load(recipe).build_classifier(CLASSES), expected) == expected
 
 
 def test_published_gru_has_as_many_weights_as_its_source_says() -> None:
@@ -133,12 +129,14 @@ def test_votes_are_cast_by_frames_of_the_whole_feature_map() -> None:
     assert model.count_params() == 26_393_189
 
 
-def test_lstm_is_one_layer_and_scores() -> None:
+@pytest.mark.parametrize(("recipe", "units"), [("resnet50-lstm", 128), ("faces-lstm", 64)])
+def test_lstm_of_a_recipe_is_as_large_as_it_says(recipe: str, units: int) -> None:
     expected: Layers = [
-        ("LSTM", {"units": 128, "return_sequences": False, "recurrent_activation": "sigmoid"}),
+        ("LSTM", {"units": units, "return_sequences": False, "recurrent_activation": "sigmoid"}),
+        ("Dropout", {"rate": 0.5}),
         ("Dense", {"units": CLASSES, "activation": "softmax"}),
     ]
-    assert layers_of(lstm_classifier(LENGTH, FEATURES, CLASSES, mask=False), expected) == expected
+    assert layers_of(RECIPES.load(recipe).build_classifier(CLASSES), expected) == expected
 
 
 # -- inputs and outputs -----------------------------------------------------------------------------------------------

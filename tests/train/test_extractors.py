@@ -182,6 +182,13 @@ def test_network_is_not_split_where_its_maps_are_much_larger_than_frames(keras: 
     assert split_at_trained(model, "trained") == (None, model)
 
 
+@pytest.mark.keras
+def test_network_within_a_network_is_not_split(keras: Any) -> None:
+    frames = keras.Input((48, 48, 3), dtype="uint8", name="frames")
+    model = keras.Model(frames, FACES_CNN.build(None)(frames), name="outer")
+    assert split_at_trained(model, fine_tunable(model, 1)[0]) == (None, model)
+
+
 def test_fewer_than_no_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="last is -1"):
         fine_tunable(object(), -1)

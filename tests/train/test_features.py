@@ -527,11 +527,26 @@ def test_clip_that_cannot_be_kept_stays_in_memory(videos: list[Path], pictures: 
     assert [len(features.rows) > 0 for features in kept] == [False, False, True, True]
 
 
-def test_kept_file_that_is_gone_is_named(videos: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:100])])
+def test_kept_file_that_is_gone_or_damaged_is_made_again(
+    videos: list[Path], tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
     kept = kept_features(labelled(videos[:1]), tmp_path)
     (file,) = files_in(tmp_path)
+    before = kept[0]
+    damage(file)
+    assert_same(kept[0], before)
+    assert_same(kept_features(labelled(videos[:1]), tmp_path, BrokenExtractor())[0], before)
+
+
+def test_kept_file_that_cannot_be_made_again_is_named(videos: list[Path], tmp_path: Path) -> None:
+    video = tmp_path / "moved.avi"
+    video.write_bytes(videos[0].read_bytes())
+    kept = kept_features(labelled([video]), tmp_path / "cache")
+    (file,) = files_in(tmp_path / "cache")
     file.unlink()
-    with pytest.raises(EdgeclfError, match=r"\.npz is gone or damaged; start again"):
+    video.unlink()
+    with pytest.raises(EdgeclfError, match=r"\.npz is gone or damaged, and cannot be made again"):
         kept[0]
 
 

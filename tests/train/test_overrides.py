@@ -98,7 +98,12 @@ def test_options_of_the_classifier_are_added_to_those_of_the_recipe() -> None:
         ({"clip": {"length": "ten"}}, "clip: "),
         ({"clip": {"padding": "none"}}, "clip has no padding"),
         ({"augmentation": {"crop": 0.9}}, "augmentation: .*out of range"),
-        ({"augmentation": {"crop": "much"}}, "augmentation: "),
+        ({"augmentation": {"crop": "much"}}, "augmentation: crop is 'much', must be a number"),
+        ({"augmentation": {"flip": "no"}}, "augmentation: flip is 'no', must be true or false"),
+        ({"augmentation": {"temporal_shift": "false"}}, "augmentation: temporal_shift is 'false', must be true"),
+        ({"extractor": ""}, "lite0-gru cannot be changed so: there is no extractor '', but .*efficientnet_lite0"),
+        ({"views": 2}, "views are the same without an augmentation of pixels: set flip, crop, brightness or rotation"),
+        ({"views": 2, "augmentation": {"temporal_shift": True}}, "views are the same"),
     ],
     ids=str,
 )
@@ -146,6 +151,23 @@ def test_value_that_makes_no_sense_is_refused_before_training(overrides: dict[st
     with pytest.raises(DataError) as refused:
         changed("lite0-motion" if key in ("stream", "stack_seconds") else LITE0, **overrides)
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"crop": 0.1}, {"brightness": 0.1}, {"rotation": 5}], ids=str)
+def test_views_go_with_each_augmentation_of_pixels(change: dict[str, Any]) -> None:
+    assert changed(LITE0, views=2, augmentation=change).views == 2
+
+
+def test_views_of_a_recipe_are_refused_with_its_augmentation_taken_away() -> None:
+    still = {"flip": False, "crop": 0, "brightness": 0, "rotation": 0}
+    with pytest.raises(DataError, match="views are the same without an augmentation of pixels"):
+        changed("faces-lstm", augmentation=still)
+    assert changed("faces-lstm", augmentation=still, views=1).views == 1
+
+
+def test_network_of_frames_takes_no_views() -> None:
+    with pytest.raises(DataError, match="views are of features: a network of frames augments anew in every epoch"):
+        changed("conv3d", views=2)
 
 
 def test_network_of_frames_takes_no_extractor() -> None:

@@ -207,13 +207,15 @@ def test_thresholds_are_shown_with_what_they_would_do(tmp_path: Path) -> None:
 
 
 def test_temperature_compares_the_calibration_with_and_without(tmp_path: Path) -> None:
-    evaluation = random_evaluation(4, 200)
-    words = words_of(written(tmp_path, evaluation, temperature=2.0))
-    raw = evaluation.scores**2 / (evaluation.scores**2).sum(axis=1, keepdims=True)
-    expected = metrics.reliability(raw.max(axis=1), evaluation.correct).expected_calibration_error
+    evaluation, untempered = random_evaluation(4, 200), random_evaluation(4, 200, strength=1.0)
+    words = words_of(written(tmp_path, evaluation, temperature=2.0, untempered=untempered))
+    expected = untempered.reliability().expected_calibration_error
     assert f"without temperature {expected:.3f}" in words
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["expected_calibration_error_without_temperature"] == pytest.approx(expected, abs=1e-6)
+    words = words_of(written(tmp_path, evaluation, temperature=2.0))
+    assert "A temperature of 2 is in the scores." in words
+    assert "without temperature" not in words
     assert "temperature" not in words_of(written(tmp_path, evaluation))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeclf.bundle import write_manifest
 from edgeclf.dataset import Dataset
 from edgeclf.train import cross_validation, outcome, theatre_recipe
 from edgeclf.train.recipe import RECIPES, Recipe
 from edgeclf.train.theatre_recipe import TheatreSettings
 from edgeclf.train.training import Workplace
+from tests.support.colors import manifest_of, write_bundle
 from tests.support.labelled import COLORS, edgeclf, require_keras, write_color_clips, write_csv
 
 
@@ -175,6 +178,13 @@ def test_help_of_train_imports_no_framework() -> None:
             "DataError: resnet50 gives no features of change",
         ),
         (["train", "lite0-gru", "{clips}", "-o", "m", "--ucf-lists", "{tmp}"], "DataError: "),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--ucf-split", "2"], "--ucf-split needs --ucf-lists"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--repeats", "3"], "--repeats needs --folds"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--over-all"], "--over-all needs --folds"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--views", "2"], "views are the same without an augmentation"),
+        (["train", "lite0-gru", "{clips}", "-o", "m", "--extractor", ""], "there is no extractor ''"),
+        (["evaluate", "{colors}", "{clips}", "--ucf-split", "2"], "--ucf-split needs --ucf-lists"),
+        (["evaluate", "{colors}", "{clips}", "--background", "pink"], "has no class pink"),
         (["evaluate", "{colors}", "{csv}", "--draw", "3"], "--draw draws clips of loose pictures; these are videos"),
         (["evaluate", "{colors}", "{csv}", "--draw", "0"], "0 is not in the range"),
         (["evaluate", "{colors}", "{csv}", "--report", "{csv}"], "is a file"),
@@ -229,8 +239,6 @@ def test_options_reach_the_training(clips: Path, training: Training, tmp_path: P
         "8",
         "--rate",
         "4",
-        "--views",
-        "2",
         "--class-weights",
         "--weights",
         "none",
@@ -245,10 +253,18 @@ def test_options_reach_the_training(clips: Path, training: Training, tmp_path: P
     settings = recipe.settings
     assert (settings.epochs, settings.batch, settings.learning_rate, settings.seed) == (7, 9, 0.5, 3)
     assert settings.class_weights
-    assert (recipe.clip.length, recipe.clip.rate, recipe.views, recipe.weights) == (8, 4.0, 2, "none")
+    assert (recipe.clip.length, recipe.clip.rate, recipe.weights) == (8, 4.0, "none")
     assert training.workplace.cache == tmp_path
     assert training.workplace.precision == "float32"
     assert training.options == {"about": {}, "evaluation": {}}
+
+
+def test_views_of_a_recipe_that_augments_are_as_many_as_asked_for(
+    clips: Path, training: Training, tmp_path: Path
+) -> None:
+    done = edgeclf("train", "faces-lstm", clips, "-o", tmp_path / "m", "--views", "3")
+    assert done.returncode == 0, done.stderr
+    assert training.recipe.views == 3
 
 
 @pytest.mark.parametrize("name", tuple(RECIPES))
@@ -298,6 +314,9 @@ def test_seed_of_the_file_counts_where_none_is_given(clips: Path, training: Trai
         ("[clip]\nframes = 1", "clip has no frames"),
         ("[frames_first]\nepochs = 1", "lite0-gru has no frames_first"),
         ("settings = 3", "settings must be a table, not 3"),
+        ('extractor = ""', "lite0-gru cannot be changed so: there is no extractor ''"),
+        ('[augmentation]\nflip = "no"', "augmentation: flip is 'no', must be true or false"),
+        ("views = 2", "lite0-gru cannot be changed so: views are the same"),
         ("[settings", "more.toml cannot be read"),
     ],
     ids=str,
@@ -340,6 +359,14 @@ def test_folds_are_measured_before_training_and_kept(
     assert labels == ("blue", "green", "red")
     assert len(clips_of_folds) == 6, "validation clips are drawn anew in each fold"
     assert training.options["evaluation"] == {"cross_validation": {"folds": 2, "accuracy": 0.75}}
+
+
+def test_folds_are_made_once_unless_more_are_asked_for(
+    clips: Path, training: Training, crossed: Training, tmp_path: Path
+) -> None:
+    done = edgeclf("train", "lite0-gru", clips, "-o", tmp_path / "m", "--folds", "2")
+    assert done.returncode == 0, done.stderr
+    assert crossed.options == {"folds": 2, "repeats": 1}
 
 
 @pytest.mark.parametrize(("options", "count"), [((), 3), (("--over-all",), 6)], ids=["training clips", "all"])
@@ -441,6 +468,33 @@ def test_split_chooses_the_clips_of_a_csv_and_a_folder_has_only_one(colors: Path
     ]
     assert counts == [2, 1, 3]
     assert json.loads(edgeclf("evaluate", colors, clips, "--format", "json").stdout)["clips"] == 6
+
+
+def test_background_of_the_model_is_made_of_the_same_classes(clips: Path, tmp_path: Path) -> None:
+    model = write_bundle(tmp_path / "model.edgeclf")
+    (entry,) = manifest_of(model).classifiers
+    known = replace(entry, labels=("red", "background", "blue"))
+    write_manifest(model, replace(manifest_of(model), classifiers=(known,)))
+    assert "does not know green" in edgeclf("evaluate", model, clips).stderr
+    for options in ((), ("--classes", "red,blue")):
+        done = edgeclf("evaluate", model, clips, "--background", "green", *options, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert (found["clips"], found["accuracy"]) == (6, 1.0)
+        assert found["classes"]["background"]["clips"] == 2
+
+
+@pytest.mark.parametrize(("split", "count"), [((), 1), (("--ucf-split", "2"), 2)], ids=["first", "second"])
+def test_official_lists_choose_the_test_clips(
+    colors: Path, clips: Path, tmp_path: Path, split: tuple[str, ...], count: int
+) -> None:
+    entries = sorted(f"{path.parent.name}/{path.name}" for path in clips.rglob("*.avi"))
+    for number in (1, 2):
+        (tmp_path / f"trainlist0{number}.txt").write_text("\n".join(entries[number:]))
+        (tmp_path / f"testlist0{number}.txt").write_text("\n".join(entries[:number]))
+    done = edgeclf("evaluate", colors, clips, "--ucf-lists", tmp_path, *split, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["clips"] == count
 
 
 @pytest.mark.parametrize("form", ["table", "json"])

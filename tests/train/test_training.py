@@ -134,14 +134,34 @@ def test_temperature_is_folded_into_the_scores_and_thresholds_are_stored(
     assert folded == [4.0]
     assert (soft.temperature, soft.thresholds) == (4.0, {"red": 0.25, "green": 0.0, "blue": 0.5})
     workplace = Told().workplace(cache)
-    scores = [score(model, dataset.split("test"), workplace).scores for model in (soft, plain)]
+    scores = [score(model, dataset.split("test"), workplace)[0].scores for model in (soft, plain)]
     expected = scores[1] ** 0.25
     np.testing.assert_allclose(scores[0], expected / expected.sum(axis=1, keepdims=True), rtol=1e-4)
+    _, untempered = score(soft, dataset.split("test"), workplace)
+    np.testing.assert_allclose(untempered.scores, scores[1], rtol=1e-4)
+
+
+def test_thresholds_are_chosen_on_the_scores_of_whole_videos(
+    dataset: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that vote have scores between 0 and 1; their videos the share of votes, which is what is compared."""
+    seen: list[Any] = []
+
+    def keep(*given: Any) -> dict[str, float]:
+        seen.append(given)
+        return {}
+
+    monkeypatch.setattr(training, "choose_thresholds", keep)
+    model = trained(tiny_recipe("vgg16-vote"), dataset, cache)
+    ((scores, truth, _),) = seen
+    found, _ = score(model, dataset.split("validation"), Told().workplace(cache))
+    np.testing.assert_array_equal(scores, found.scores)
+    np.testing.assert_array_equal(truth, found.truth_indices)
 
 
 def test_figures_of_validation_are_those_of_its_clips(dataset: Dataset, cache: Path) -> None:
     model = trained(tiny_recipe("inceptionv3-gru", settings={"epochs": 3}), dataset, cache)
-    found = score(model, dataset.split("validation"), Told().workplace(cache))
+    found, _ = score(model, dataset.split("validation"), Told().workplace(cache))
     truth = found.scores[np.arange(3), found.truth_indices]
     assert model.validation["loss"] == pytest.approx(-np.log(truth).mean(), abs=1e-3)
     assert model.validation["accuracy_of_clips"] == pytest.approx(found.accuracy, abs=1e-4)
@@ -225,20 +245,17 @@ def test_trained_classifier_is_standardised_by_training_clips(dataset: Dataset, 
 # -- half precision ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["inceptionv3-gru", "lite0-gru", "lite0-motion"])
+@pytest.mark.parametrize("name", ["inceptionv3-gru", "lite0-gru", "lite0-motion", "resnet50-lstm"])
 def test_model_trained_in_half_precision_is_written_in_single(
     dataset: Dataset, cache: Path, tmp_path: Path, name: str
 ) -> None:
     """What is measured in training is what the written model finds."""
     workplace = Told().workplace(cache, precision="mixed_float16")
     description = train_model(tiny_recipe(name), dataset, tmp_path / "m", "colours", workplace)
-    _, classifier = load_keras(tmp_path / "m")
-    assert {weight.dtype for weight in classifier.get_weights()} <= {
-        np.dtype(np.float32),
-        np.dtype(np.int32),
-        np.dtype(np.int64),
-    }
-    assert {layer.dtype_policy.name for layer in classifier.layers} == {"float32"}
+    for model in load_keras(tmp_path / "m"):
+        kinds = {weight.dtype for weight in model.get_weights()}
+        assert kinds <= {np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)}
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     import keras
 
     assert keras.config.dtype_policy().name == "float32", "other models are not changed"
@@ -259,9 +276,9 @@ def test_half_precision_loss_is_scaled_wherever_layers_compute_in_it(
         optimizers.append(type(model.optimizer).__name__)
 
     monkeypatch.setattr(fitting, "_compile", compile_and_keep)
-    for name in ("inceptionv3-gru", "lite0-motion"):
+    for name in ("inceptionv3-gru", "lite0-motion", "resnet50-lstm"):
         trained(tiny_recipe(name, settings={"epochs": 1}), dataset, cache, precision="mixed_float16")
-    assert optimizers == ["LossScaleOptimizer"] * 3, "the last recipe is fitted twice"
+    assert optimizers == ["LossScaleOptimizer"] * 5, "the second recipe is fitted twice, the third fine-tuned"
 
 
 # -- phases -----------------------------------------------------------------------------------------------------------
@@ -288,6 +305,26 @@ def test_fine_tuned_extractor_gives_the_features_that_are_measured(
     description = train_model(recipe, dataset, tmp_path / "m", "m", Told().workplace(cache))
     found = evaluate(open_keras_model(tmp_path / "m"), dataset.split("test"), options=ONE_THREAD).to_dict()
     assert found["calibration"] == pytest.approx(description.evaluation["test"]["calibration"], abs=1e-3)
+
+
+def test_fine_tuning_that_makes_it_worse_changes_nothing(
+    dataset: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, tuning = Told(), {"last": 2, "settings": {"epochs": 2, "learning_rate": 0.01}}
+    losses = iter([0.3, 0.4, 0.5])
+    original, recipe = fitting.measure, tiny_recipe("resnet50-lstm", fine_tuning=tuning)
+
+    def worse(model: Any, batches: Any) -> dict[str, float]:
+        found = original(model, batches)
+        return {**found, "loss": next(losses)} if "frames" in model.input.name else found
+
+    monkeypatch.setattr(fitting, "measure", worse)
+    model = trained(recipe, dataset, cache, told)
+    assert [row["val_loss"] for row in model.phases["fine-tuning"].history] == [0.4, 0.5]
+    assert model.phases["fine-tuning"].best_epoch == 0
+    for found, before in zip(model.extractor.get_weights(), recipe.build_extractor().get_weights(), strict=True):
+        np.testing.assert_array_equal(found, before)
+    assert "no epoch of fine-tuning has a lower validation loss: both stay as they were" in told.said
 
 
 @pytest.mark.parametrize(
@@ -334,7 +371,9 @@ def test_refitting_takes_validation_clips_too_for_as_many_epochs_as_were_best(
     assert clips == [6, 9]
     assert list(model.phases) == ["classifier", "refitted"]
     assert len(model.history) == len(model.measured_history) + len(model.phases["refitted"].history)
-    assert model.measured_history == model.history[: len(model.phases["classifier"].history)]
+    assert [row["phase"] for row in model.history] == ["classifier"] * 3 + ["refitted"] * (len(model.history) - 3)
+    without_phase = [{key: value for key, value in row.items() if key != "phase"} for row in model.history]
+    assert list(model.measured_history) == without_phase[: len(model.phases["classifier"].history)]
     first, second = model.phases.values()
     assert len(second.history) == second.best_epoch == first.best_epoch
     assert [row["epoch"] for row in model.history] == [float(n + 1) for n in range(3 + first.best_epoch)]
@@ -438,7 +477,7 @@ def test_settings_that_are_changed_after_a_kill_begin_anew(
     dataset: Dataset, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The classifier was finished and fine-tuning was begun; then other settings are given."""
-    monkeypatch.setattr(training, "_fine_tune", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(training, "_fine_tuned", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train_model(tiny_recipe("resnet50-lstm"), dataset, tmp_path / "m", "m", Told().workplace(cache))
     monkeypatch.undo()
@@ -503,7 +542,8 @@ def test_killed_command_goes_on_to_the_same_bits(dataset: Dataset, cache: Path, 
     assert not (root / "killed" / "model.json").exists()
     run_before = (root / "killed" / "training" / "classifier" / "log.csv").read_text().splitlines()
     assert command("killed", -1) == 0
-    assert (root / "killed" / "log.csv").read_text().splitlines()[:3] == run_before, "with the seconds it took then"
+    run = (root / "killed" / "log.csv").read_text().replace(",phase,", ",").replace(",classifier,", ",").splitlines()
+    assert run[:3] == run_before, "with the seconds it took then"
     assert "is not taken up" not in said[-1]
     for found, expected in zip(weights_of(root / "killed"), weights_of(root / "whole"), strict=True):
         np.testing.assert_array_equal(found, expected)

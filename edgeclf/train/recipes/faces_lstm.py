@@ -19,7 +19,7 @@ RECIPE = Recipe(
     weights="none",
     crop="none",
     clip=ClipSpec(length=10, rate=IMAGE_RATE, hop_seconds=1.0, stale_seconds=1.0),
-    classifier=partial(lstm_classifier, mask=True, dropout=0.5),
+    classifier=partial(lstm_classifier, mask=True, units=64, dropout=0.5),
     settings=FitSettings(epochs=30, batch=32, learning_rate=1e-3, patience=8, schedule="cosine"),
     frames_first=FitSettings(
         epochs=60, batch=64, learning_rate=2e-3, patience=0, schedule="cosine", weight_decay=0.05, label_smoothing=0.1
