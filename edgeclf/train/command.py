@@ -311,6 +311,8 @@ def evaluate(
             found = evaluation.evaluate(opened, clips, options=loop, progress=advance)
     for error in found.errors:
         click.echo(error, err=True)
+    if draw:
+        click.echo("drawn clips share pictures: the interval is narrower than it should be", err=True)
     click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else _table(found))
     if report:
         about = {"model": model, "data": str(data), "runs on": str(opened.extractor.placement)}

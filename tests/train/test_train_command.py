@@ -525,9 +525,11 @@ def faces(tmp_path: Path) -> Path:
 
 def test_clips_of_loose_pictures_are_drawn_as_often_as_asked_for(colors: Path, faces: Path) -> None:
     plain = json.loads(edgeclf("evaluate", colors, faces, "--format", "json").stdout)
-    drawn = json.loads(edgeclf("evaluate", colors, faces, "--draw", "5", "--format", "json").stdout)
+    done = edgeclf("evaluate", colors, faces, "--draw", "5", "--format", "json")
+    drawn = json.loads(done.stdout)
     assert (plain["clips"], plain["accuracy"]) == (3, 1.0)
     assert (drawn["clips"], drawn["accuracy"]) == (15, 1.0)
+    assert "drawn clips share pictures: the interval is narrower than it should be" in done.stderr
 
 
 def test_report_is_written_beside_the_table(colors: Path, csv: Path, tmp_path: Path) -> None:
