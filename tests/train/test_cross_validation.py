@@ -45,10 +45,11 @@ class Stub:
         )
         return self.models[-1]
 
-    def score(self, trained: SimpleNamespace, clips: Any, workplace: Any) -> Evaluation:
+    def score(self, trained: SimpleNamespace, clips: Any, workplace: Any) -> tuple[Evaluation, Evaluation]:
         trained.scored = list(clips)
         rows = [None if clip.name in self.unreadable else self.row(clip) for clip in clips]
-        return evaluation_of(trained.labels, clips, rows)
+        found = evaluation_of(trained.labels, clips, rows)
+        return found, found
 
     @staticmethod
     def row(clip: LabelledClip) -> list[float]:
