@@ -355,20 +355,20 @@ def _fine_tuned(
     """
     keras = import_keras()
     recipe, settings = data.recipe, data.recipe.fine_tuning.settings
-    given, build_classifier = workplace.precision, partial(recipe.build_classifier, len(data.labels))
-    if given != "float32":
-        extractor = _with_weights_of(_built(recipe.build_extractor, given), extractor)
-        classifier = _with_weights_of(_built(build_classifier, given), classifier)
+    precision, build_classifier = workplace.precision, partial(recipe.build_classifier, len(data.labels))
+    if precision != "float32":
+        extractor = _with_weights_of(_built(recipe.build_extractor, precision), extractor)
+        classifier = _with_weights_of(_built(build_classifier, precision), classifier)
     tuned = fine_tunable(extractor, recipe.fine_tuning.last)
     workplace.say(f"fine-tuning {len(tuned)} layers of {extractor.name}, {tuned[0]} to {tuned[-1]}")
     frozen, rest = None, extractor
     if not recipe.augmentation.changes_pixels and not recipe.motion:
         # What the frozen layers make of frames is the same in every epoch, so that they run once.
         frozen, rest = split_at_trained(extractor, tuned[0])
-    extraction = extraction_of(recipe, frozen)
-    extraction = replace(extraction, dtype="float16") if frozen else extraction
+    name, dtype, extraction = "frames", "uint8", extraction_of(recipe, frozen)
+    if frozen:
+        name, dtype, extraction = "maps", "float32", replace(extraction, dtype="float16")
     shape = extraction.extractor.outputs[0].shape[1:]
-    name, dtype = ("maps", "float32") if frozen else ("frames", "uint8")
     taken = keras.Input((recipe.clip.length, *shape), dtype=dtype, name=name)
     # What TimeDistributed does, in one batch instead of one frame after the other.
     flat = rest(keras.ops.reshape(taken, (-1, *shape)))
@@ -393,8 +393,8 @@ def _fine_tuned(
     if phases["fine-tuning"].best_epoch == 0:
         workplace.say("no epoch of fine-tuning has a lower validation loss: both stay as they were")
     return (
-        _in_single_precision(extractor, recipe.build_extractor, given),
-        _in_single_precision(classifier, build_classifier, given),
+        _in_single_precision(extractor, recipe.build_extractor, precision),
+        _in_single_precision(classifier, build_classifier, precision),
     )
 
 
