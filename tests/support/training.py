@@ -19,7 +19,7 @@ from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, features_of
 from edgeclf.train.fit import FitSettings
 from edgeclf.train.overrides import with_overrides
 from edgeclf.train.recipe import RECIPES, Recipe
-from edgeclf.train.training import Workplace
+from edgeclf.train.training import Trained, Workplace, train_recipe
 from tests.support.labelled import COLORS, write_color_clips
 
 SIZE = (12, 12)
@@ -119,6 +119,12 @@ class Told:
 
     def workplace(self, cache: Path, **options: Any) -> Workplace:
         return Workplace(cache, self.said.append, self.count, **options)
+
+
+def trained(recipe: Recipe, dataset: Dataset, cache: Path, told: Told | None = None, **options: Any) -> Trained:
+    """The recipe trained on the clips of a data set that are for it."""
+    parts = dataset.split("train"), dataset.split("validation")
+    return train_recipe(recipe, *parts, dataset.labels, (told or Told()).workplace(cache, **options))
 
 
 def color_dataset(folder: Path, groups: int = 4) -> Dataset:
