@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeclf.dataset import BACKGROUND
 from edgeclf.errors import DataError
 from edgeclf.metrics import Floats, Ints, winners
 from edgeclf.model_directory import import_keras
@@ -56,15 +57,18 @@ def apply_temperature(scores: Floats, temperature: float) -> Floats:
 def choose_thresholds(scores: Floats, truth: Ints, labels: Sequence[str]) -> dict[str, float]:
     """For each label the threshold on the winning score with the best F1 of "it wins and reaches the threshold".
 
-    The lowest of equally good ones; 0 where a label never wins or no threshold is better than none. Thresholds are
-    scores of the clips rounded down to four decimals, so each lies in [0, 1) and is reached by the score it is
-    made of. scores: (N, C), a row of NaN is a miss. truth: (N,) indices.
+    The lowest of equally good ones; 0 where a label never wins or no threshold is better than none, and for
+    `background`, which says already that it is none of the others. Thresholds are scores of the clips rounded down to
+    four decimals, so each lies in [0, 1) and is reached by the score it is made of.
+    scores: (N, C), a row of NaN is a miss. truth: (N,) indices.
     """
     found = winners(scores)
     return {
         label: _best_threshold(
             scores[found == index, index], truth[found == index] == index, int((truth == index).sum())
         )
+        if label != BACKGROUND
+        else 0.0
         for index, label in enumerate(labels)
     }
 

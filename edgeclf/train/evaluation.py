@@ -281,7 +281,10 @@ def _check(labels: Sequence[str], clips: Sequence[LabelledClip]) -> None:
     if not clips:
         raise DataError("there is no clip to evaluate on", hint="choose another --split")
     if unknown := sorted({clip.label for clip in clips} - set(labels)):
-        raise DataError(f"the model does not know {', '.join(unknown)}", hint=f"it knows {', '.join(labels)}")
+        raise DataError(
+            f"the model does not know {', '.join(unknown)}",
+            hint=f"it knows {', '.join(labels)}: choose clips of these with --classes",
+        )
 
 
 def _averages_to_dict(averages: Averages) -> Mapping[str, float | None]:

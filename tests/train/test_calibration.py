@@ -139,6 +139,13 @@ def test_label_that_never_wins_or_cannot_be_improved_has_no_threshold() -> None:
     assert choose_thresholds(np.empty((0, 1)), np.array([], np.int64), ("a",)) == {"a": 0}
 
 
+def test_background_has_no_threshold() -> None:
+    wins = np.array([0.6, 0.7, 0.8, 0.9])
+    scores = np.stack([1 - wins, wins], axis=1)
+    assert choose_thresholds(scores, np.array([0, 1, 1, 1]), ("a", "b")) == {"a": 0, "b": 0.7}
+    assert choose_thresholds(scores, np.array([0, 1, 1, 1]), ("a", "background")) == {"a": 0, "background": 0}
+
+
 def test_accepted_score_stays_accepted_after_rounding() -> None:
     accepted = [0.57, 0.70005, 0.99999, 1.0, np.nextafter(0.6, 0), float(np.float32(0.8))]
     for score in accepted:
