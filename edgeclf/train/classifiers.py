@@ -110,8 +110,11 @@ def lstm_classifier(
     mask: bool,
     units: int = 128,
     dropout: float = 0.0,
+    roots: bool = False,
 ) -> Any:
     """One LSTM over a clip, dropout where there is any, softmax.
+
+    With `roots` it is given roots of the features, which must not be negative then, as in `statistics_classifier`.
 
     Source: the network of Donahue et al. 2014 (arXiv 1411.4389), a CNN's features into one LSTM (Hochreiter &
     Schmidhuber 1997), but with the scores of the last frame in place of the mean over all frames.
@@ -119,7 +122,7 @@ def lstm_classifier(
     keras = import_keras()
     features, inputs = _inputs(length, feature_size, mask=mask)
     options = {"mask": inputs["mask"]} if isinstance(inputs, dict) else {}
-    state = keras.layers.LSTM(units, name="lstm")(features, **options)
+    state = keras.layers.LSTM(units, name="lstm")(_roots(features) if roots else features, **options)
     if dropout:
         state = keras.layers.Dropout(dropout, name="dropout")(state)
     return keras.Model(inputs, _scores(state, classes), name="lstm_classifier")

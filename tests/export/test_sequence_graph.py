@@ -32,6 +32,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "published_gru": partial(classifiers.published_gru, *SIZES),
     "published_lstm": partial(classifiers.published_lstm, *SIZES),
     "lstm": partial(classifiers.lstm_classifier, *SIZES, mask=True, units=6, dropout=0.5),
+    "lstm of roots": partial(classifiers.lstm_classifier, *SIZES, mask=True, units=6, roots=True),
     "lstm without mask": partial(classifiers.lstm_classifier, *SIZES, mask=False, units=6),
     "vote": partial(classifiers.vote_classifier, 1, FEATURES, CLASSES),
     "statistics": partial(classifiers.statistics_classifier, *SIZES, hidden=7),

@@ -139,6 +139,14 @@ def test_lstm_of_a_recipe_is_as_large_as_it_says(recipe: str, units: int) -> Non
     assert layers_of(RECIPES.load(recipe).build_classifier(CLASSES), expected) == expected
 
 
+def test_lstm_of_roots_is_given_roots_of_the_features() -> None:
+    plain, of_roots = (lstm_classifier(LENGTH, FEATURES, CLASSES, mask=False, roots=roots) for roots in (False, True))
+    of_roots.set_weights(plain.get_weights())
+    clips = np.abs(features())
+    found, expected = of_roots.predict_on_batch(clips), plain.predict_on_batch(np.sqrt(clips))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 # -- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
