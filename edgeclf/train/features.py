@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclf.bundle import sha256_of
-from edgeclf.clips import Clip, ClipAssembler, Sample
+from edgeclf.clips import Clip, ClipAssembler, Sample, sampler_of
 from edgeclf.dataset import LabelledClip
 from edgeclf.errors import EdgeclfError
+from edgeclf.image_source import IMAGE_RATE
 from edgeclf.preprocess import limit_opencv_threads
 from edgeclf.runtime.cores import available_cores
 from edgeclf.runtime.golden import ARCHIVE_ERRORS
@@ -131,6 +132,33 @@ def video_features(
             _write(keys[index], features)
         progress()
     return [found[index] for index in range(len(clips))]
+
+
+def single_pictures(clips: Iterable[LabelledClip]) -> list[LabelledClip]:
+    """Every picture of clips that share some, as a clip by itself that has the name of its file."""
+    paths = sorted({path for clip in clips for path in clip.images})
+    return [LabelledClip(path, "", "", "train", (path,)) for path in paths]
+
+
+def joined_pictures(
+    clips: Sequence[LabelledClip], features: Sequence[VideoFeatures], spec: ClipSpec
+) -> list[VideoFeatures]:
+    """The features of clips, made of those of their `single_pictures`, which alone say what could not be read."""
+    of_picture = {picture.path: found for picture, found in zip(single_pictures(clips), features, strict=True)}
+    return [_joined([of_picture[path] for path in clip.images], spec) for clip in clips]
+
+
+def _joined(pictures: Sequence[VideoFeatures], spec: ClipSpec) -> VideoFeatures:
+    read = [index for index, picture in enumerate(pictures) if len(picture.rows)]
+    sampler = sampler_of(spec, lambda: len(read))
+    times = {index: (index - read[0]) / IMAGE_RATE for index in read}
+    taken = [(index, sample) for index in read if (sample := sampler.sample(times[index])).slots]
+    return VideoFeatures(
+        np.concatenate([pictures[index].rows for index, _ in taken] or [pictures[0].rows]),
+        np.array([times[index] for index, _ in taken], np.float64),
+        np.array([sample.slots for _, sample in taken], np.int32),
+        np.array([sample.restart for _, sample in taken], np.bool_),
+    )
 
 
 class KeptFeatures(Sequence[VideoFeatures]):

@@ -103,6 +103,7 @@ class Recipe:
         )
         require(self.top is None or _is_count(self.top - 1), f"top is {self.top!r}, must be 2 classes or more")
         require(_is_count(self.drawn_clips + 1), f"drawn_clips is {self.drawn_clips!r}, must be 0 or more")
+        require(not (self.drawn_clips and self.motion), "drawn_clips are of loose pictures: nothing moves in them")
         require(isinstance(self.refit, bool), f"refit is {self.refit!r}, must be true or false")
         require(self.aggregate != "vote" or self.clip.length == 1, "single frames vote: length must be 1")
         tuned = self.fine_tuning.last > 0

@@ -35,6 +35,8 @@ from edgeclf.train.features import (
     VideoFeatures,
     View,
     extractor_identity,
+    joined_pictures,
+    single_pictures,
     video_features,
 )
 from edgeclf.train.fit import FitSettings, Fitted, Row, fit
@@ -112,13 +114,14 @@ def train_recipe(
         extractor = _trained_on_frames(recipe, train, validation, labels, workplace, phases)
     else:
         extractor = recipe.build_extractor()
-    if recipe.drawn_clips and all(clip.images for clip in train):
+    drawn = bool(recipe.drawn_clips) and all(clip.images for clip in train)
+    if drawn:
         train = draw_image_clips(
             train, per_class=recipe.drawn_clips, length=recipe.clip.length, seed=recipe.settings.seed
         )
     extraction = extraction_of(recipe, extractor)
     views = [
-        _features(train, extraction, workplace, view=View(number, recipe.augmentation))
+        _features(train, extraction, workplace, view=View(number, recipe.augmentation), drawn=drawn)
         for number in range(recipe.views if recipe.extractor else 1)
     ]
     held_out = _features(validation, extraction, workplace)
@@ -449,16 +452,23 @@ def _run_on_clips(session: Session, clips: Sequence[Clip]) -> Floats:
 
 
 def _features(
-    clips: Sequence[LabelledClip], extraction: Extraction, workplace: Workplace, *, view: View = AS_IT_IS
+    clips: Sequence[LabelledClip],
+    extraction: Extraction,
+    workplace: Workplace,
+    *,
+    view: View = AS_IT_IS,
+    drawn: bool = False,
 ) -> list[VideoFeatures]:
+    """The features of clips. drawn: they share pictures, each of which is extracted once, and augmented by itself."""
     task = "features" if view.number == 0 else f"features, view {view.number}"
-    with workplace.steps(task, len(clips)) as advance:
-        videos = video_features(clips, extraction, view=view, cache=workplace.cache, progress=advance)
+    parts = single_pictures(clips) if drawn else clips
+    with workplace.steps(task, len(parts)) as advance:
+        videos = video_features(parts, extraction, view=view, cache=workplace.cache, progress=advance)
     if view.number == 0:
-        for clip, video in zip(clips, videos, strict=True):
+        for part, video in zip(parts, videos, strict=True):
             if video.error:
-                workplace.say(f"not wholly read: {clip.name}: {video.error}")
-    return videos
+                workplace.say(f"not wholly read: {part.name}: {video.error}")
+    return joined_pictures(clips, videos, extraction.clip) if drawn else videos
 
 
 def _fit(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclf.dataset import LabelledClip
 from edgeclf.errors import EdgeclfError, VideoError
+from edgeclf.image_source import IMAGE_RATE
 from edgeclf.runtime.model import FramesAsFeatures
 from edgeclf.runtime.pipeline import LoopOptions, open_classifier, run_loop
 from edgeclf.runtime.records import Prediction
@@ -30,6 +31,8 @@ from edgeclf.train.features import (
     View,
     content_hash,
     extractor_identity,
+    joined_pictures,
+    single_pictures,
     video_features,
 )
 from edgeclf.train.fit import FitSettings
@@ -556,6 +559,41 @@ def test_there_is_an_end_to_kept_features(videos: list[Path], tmp_path: Path) ->
 
 
 # -- with Keras -------------------------------------------------------------------------------------------------------
+
+
+# -- clips that share pictures ----------------------------------------------------------------------------------------
+
+SHARING = {
+    "all": ClipSpec.by_rate(4, IMAGE_RATE),
+    "every second": ClipSpec.by_rate(2, IMAGE_RATE / 2),
+    "each twice": ClipSpec.by_rate(8, 2 * IMAGE_RATE),
+    "the first": replace(ClipSpec.by_rate(3, IMAGE_RATE), sampling="first", padding="repeat_last"),
+    "spread": replace(ClipSpec.by_rate(3, IMAGE_RATE), sampling="uniform", padding="repeat_last"),
+    "broken by a gap": replace(ClipSpec.by_rate(4, IMAGE_RATE), stale_seconds=0.15),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_clip_of_pictures_read_one_by_one_is_as_if_it_was_read_as_a_whole(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(4)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        if number in (1, 4):
+            path.write_bytes(b"no picture")
+        else:
+            assert cv2.imwrite(str(path), rng.integers(0, 256, (*SIZE, 3), np.uint8))
+    orders = [(0, 2, 3, 5), (5, 3, 0, 2), (0, 1, 2, 3), (4, 5, 1, 0), (2, 3, 1, 4), (1, 4, 4, 1)]
+    clips = [
+        LabelledClip(Path(f"clip{number}"), "red", "", "train", tuple(paths[index] for index in order))
+        for number, order in enumerate(orders)
+    ]
+    extraction = Extraction(ColorExtractor(), "colours", PREPROCESS, SHARING[name])
+    pictures = single_pictures(clips)
+    assert [picture.path for picture in pictures] == paths
+    found = joined_pictures(clips, video_features(pictures, extraction), extraction.clip)
+    for clip, other in zip(found, video_features(clips, extraction), strict=True):
+        for part in ("rows", "pts_seconds", "slots", "restarts"):
+            np.testing.assert_array_equal(getattr(clip, part), getattr(other, part))
 
 
 @pytest.mark.keras

@@ -181,6 +181,11 @@ def test_motion_wants_an_extractor_that_gives_features_of_change() -> None:
     assert changed("lite0-motion", extractor="efficientnet_lite2").extractor == "efficientnet_lite2"
 
 
+def test_nothing_moves_between_pictures_that_are_drawn() -> None:
+    with pytest.raises(DataError, match="drawn_clips are of loose pictures: nothing moves in them"):
+        changed("lite0-motion", drawn_clips=10)
+
+
 def test_vote_over_frames_takes_no_longer_clips() -> None:
     with pytest.raises(DataError, match="vote"):
         changed("vgg16-vote", clip={"length": 2})

@@ -13,8 +13,8 @@ from edgeclf.dataset import Dataset
 from edgeclf.model_directory import open_keras_model
 from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.specs import ClipSpec
-from edgeclf.train import features, training
 from edgeclf.train import fit as fitting
+from edgeclf.train import training
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.evaluation import evaluate
 from edgeclf.train.examples import ClipExamples, feeds_of
@@ -144,19 +144,35 @@ def test_classifier_of_change_alone_ignores_the_first_half_of_the_features(datas
 
 
 @pytest.mark.parametrize("length", [4, 6])
-def test_clips_are_drawn_of_as_many_pictures_as_a_clip_has(
+def test_drawn_clips_are_as_long_as_clips_and_each_picture_is_extracted_once(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    seen: list[int] = []
-    original = features.video_features
+    joined: list[tuple[int, int]] = []
+    pictures: set[Path] = set()
+    original = training.joined_pictures
 
-    def kept(clips: Any, *rest: Any, **options: Any) -> Any:
-        seen.extend(len(clip.images) for clip in clips if clip.split == "train" and "draw" in clip.name)
-        return original(clips, *rest, **options)
+    def kept(clips: Any, *rest: Any) -> Any:
+        made = original(clips, *rest)
+        joined.extend((len(clip.images), len(video.rows)) for clip, video in zip(clips, made, strict=True))
+        pictures.update(path for clip in clips for path in clip.images)
+        return made
 
-    monkeypatch.setattr(training, "video_features", kept)
-    trained(tiny_recipe("faces-lstm", clip={"length": length}, drawn_clips=2), picture_dataset(tmp_path), cache)
-    assert set(seen) == {length}
+    monkeypatch.setattr(training, "joined_pictures", kept)
+    told, recipe = Told(), tiny_recipe("faces-lstm", clip={"length": length}, drawn_clips=7)
+    trained(recipe, picture_dataset(tmp_path), cache, told)
+    assert joined == [(length, length)] * (3 * 7 * recipe.views)
+    assert f"features, view 1 of {len(pictures)}" in told.steps
+    assert len(pictures) < len(joined), "of ten pictures for each of three colours"
+
+
+def test_drawn_picture_that_cannot_be_read_is_told_once_and_missing(cache: Path, tmp_path: Path) -> None:
+    pictures, told = picture_dataset(tmp_path), Told()
+    bad = next(clip for clip in pictures.clips if clip.split == "train").images[3]
+    bad.write_bytes(b"no picture")
+    model = trained(tiny_recipe("faces-lstm", drawn_clips=9), pictures, cache, told)
+    said = [line for line in told.said if str(bad) in line and line.startswith(f"not wholly read: {bad}")]
+    assert len(said) == 1
+    assert all(np.isfinite(weight).all() for weight in model.classifier.get_weights())
 
 
 def test_views_are_made_once_and_kept(dataset: Dataset, cache: Path) -> None:
