@@ -18,7 +18,7 @@ from edgeclf.train import training
 from edgeclf.train.augment import Augmentation
 from edgeclf.train.evaluation import evaluate
 from edgeclf.train.examples import ClipExamples, feeds_of
-from edgeclf.train.features import VideoFeatures
+from edgeclf.train.features import VideoFeatures, joined_pictures
 from edgeclf.train.fit import FitSettings
 from edgeclf.train.outcome import train_model
 from edgeclf.train.overrides import with_overrides
@@ -149,10 +149,9 @@ def test_drawn_clips_are_as_long_as_clips_and_each_picture_is_extracted_once(
 ) -> None:
     joined: list[tuple[int, int]] = []
     pictures: set[Path] = set()
-    original = training.joined_pictures
 
     def kept(clips: Any, *rest: Any) -> Any:
-        made = original(clips, *rest)
+        made = joined_pictures(clips, *rest)
         joined.extend((len(clip.images), len(video.rows)) for clip, video in zip(clips, made, strict=True))
         pictures.update(path for clip in clips for path in clip.images)
         return made
