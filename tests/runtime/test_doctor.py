@@ -36,11 +36,6 @@ def answered(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, answer: Ca
     return Finding(**json.loads(line.removeprefix(doctor._MARK)))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """`edgeclf doctor --format json` as a user runs it, beside a file that must not be taken for a library."""

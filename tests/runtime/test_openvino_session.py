@@ -28,12 +28,6 @@ CPU = openvino.Core()
 HAS_BF16 = "BF16" in CPU.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def opened(graph: Path, precision: str = "fp32", **options: Any) -> Session:
     return open_session(graph, "cpu", backend="openvino", precision=precision, **options)
 

@@ -56,11 +56,6 @@ FRAMES = TensorSpec("frames", "uint8", (None, 2, 224, 224, 3))
 LENGTH = TensorSpec("length", "int32", (None,))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-
-
 def use_of(tmp_path: Path, precision: str = "fp32", max_batch: int = 16, content: bytes = b"graph") -> GraphUse:
     graph = tmp_path / "extractor.onnx"
     graph.write_bytes(content)

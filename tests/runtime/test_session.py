@@ -19,11 +19,6 @@ from edgeclf.specs import TensorSpec
 BACKEND_NAMES = ["onnxruntime", "openvino"]  # those that run on the CPU
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-
-
 @pytest.fixture(params=BACKEND_NAMES)
 def session(request: pytest.FixtureRequest, colors: Path) -> Session:
     """The colour extractor in each backend: what holds for one holds for all."""

@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 from edgeclf.bundle import ModelBundle, open_bundle
 from edgeclf.errors import BundleError, MissingExtraError, SessionError
 from edgeclf.runtime import tune as tuning
-from edgeclf.runtime import tuned as storing
 from edgeclf.runtime.cores import MAX_WORKERS
 from edgeclf.runtime.golden import GOLDEN_NAME
 from edgeclf.runtime.model import open_model
@@ -30,9 +29,11 @@ from edgeclf.runtime.tune import Bench, Candidate, Search, Way, choose, timed, t
 from edgeclf.runtime.tune_command import tune as tune_command
 from edgeclf.runtime.tuned import Objective, Tuned, find, key_of, table
 from edgeclf.specs import PreprocessSpec
-from tests.golden.bundles.make_examples import example_of, seal
+from tests.golden.bundles.make_examples import seal
 from tests.support.sessions import MeanExtractor
 from tests.support.videos import RED, plain, write_video
+
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 ORT = Way("onnxruntime", "cpu", "fp32")
 INT8 = Way("onnxruntime", "cpu", "int8")
@@ -40,30 +41,6 @@ OPENVINO = Way("openvino", "cpu", "fp32")
 GPU = Way("tensorrt", "tensorrt", "fp16")
 
 TUNED = Tuned("throughput", "onnxruntime", "cpu", "fp32", 2, 4, 1, 812.5, 0.0031, "2026-11-22")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tuned"
-
-
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for all tests, whatever they run on."""
-    for module in (tuning, storing):
-        monkeypatch.setattr(module, "cuda_driver_problem", lambda: "no NVIDIA driver is installed")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of a bundle with golden inputs that a test may change."""
-    return Path(shutil.copytree(example_of(1), tmp_path / "colors.edgeclf"))
-
-
-@pytest.fixture
-def bundle(folder: Path) -> ModelBundle:
-    return open_bundle(folder)
 
 
 def with_precision(folder: Path, name: str, parity: dict[str, Any]) -> ModelBundle:

@@ -18,32 +18,11 @@ from edgeclf.runtime import tuned as storing
 from edgeclf.runtime.driver import DeviceIdentity
 from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.runtime.tuned import Tuned, find, find_for_all, keep, key_of
-from tests.golden.bundles.make_examples import example_of, seal
+from tests.golden.bundles.make_examples import seal
+
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 TUNED = Tuned("throughput", "onnxruntime", "cpu", "fp32", 2, 4, 1, 812.5, 0.0031, "2026-11-22")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tuned"
-
-
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for all tests, whatever they run on."""
-    monkeypatch.setattr(storing, "cuda_driver_problem", lambda: "no NVIDIA driver is installed")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of a bundle with golden inputs that a test may change."""
-    return Path(shutil.copytree(example_of(1), tmp_path / "colors.edgeclf"))
-
-
-@pytest.fixture
-def bundle(folder: Path) -> ModelBundle:
-    return open_bundle(folder)
 
 
 def kept(bundle: ModelBundle, tuned: Tuned = TUNED, **more: Any) -> Path:
@@ -52,7 +31,7 @@ def kept(bundle: ModelBundle, tuned: Tuned = TUNED, **more: Any) -> Path:
 
 def test_choice_is_found_again(bundle: ModelBundle, own_cache: Path) -> None:
     assert find(bundle, "cpu", "throughput") is None
-    assert kept(bundle).parent == own_cache
+    assert kept(bundle).parent == own_cache / "tuned"
     assert find(bundle, "cpu", "throughput") == TUNED
 
 
