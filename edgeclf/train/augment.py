@@ -18,6 +18,7 @@ Pictures = NDArray[np.uint8]  # (..., H, W, 3) RGB
 class Augmentation:
     """What is drawn anew for every clip; all pictures of a clip are changed alike.
 
+    Only those that are loose, and drawn for several clips, are changed one by one in a further view.
     temporal_shift: a clip starts anywhere in its video instead of at a multiple of its hop.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeclf import metrics
-from edgeclf.dataset import LabelledClip
+from edgeclf.dataset import BACKGROUND, LabelledClip
 from edgeclf.errors import DataError
 from edgeclf.metrics import Averages, ClassFigures, Curve, Flags, Floats, Interval, Ints, Reliability
 from edgeclf.runtime.model import Model
@@ -281,10 +281,8 @@ def _check(labels: Sequence[str], clips: Sequence[LabelledClip]) -> None:
     if not clips:
         raise DataError("there is no clip to evaluate on", hint="choose another --split")
     if unknown := sorted({clip.label for clip in clips} - set(labels)):
-        raise DataError(
-            f"the model does not know {', '.join(unknown)}",
-            hint=f"it knows {', '.join(labels)}: choose clips of these with --classes",
-        )
+        option = "name those of its background with --background" if BACKGROUND in labels else "choose with --classes"
+        raise DataError(f"the model does not know {', '.join(unknown)}", hint=f"it knows {', '.join(labels)}: {option}")
 
 
 def _averages_to_dict(averages: Averages) -> Mapping[str, float | None]:

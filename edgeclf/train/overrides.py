@@ -80,11 +80,15 @@ def _changed(recipe: Recipe, table: str, values: Any) -> Any:
 def _checked_options(recipe: Recipe, values: Any) -> Mapping[str, Any]:
     """Options of the recipe's classifier, such as the units of a layer."""
     known = {
-        name
+        name: parameter.default
         for name, parameter in signature(recipe.classifier or recipe.build_classifier).parameters.items()
         if parameter.kind is Parameter.KEYWORD_ONLY and name != "first"
     }
-    _refuse_unknown("classifier_options", values, known)
+    _refuse_unknown("classifier_options", values, set(known))
+    for name, value in values.items():
+        if isinstance(known[name], bool) and not isinstance(value, bool):
+            message = f"classifier_options: {name} is {value!r}, must be true or false"
+            raise DataError(message, hint="write it without quotes")
     return dict(values)
 
 

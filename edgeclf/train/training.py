@@ -465,9 +465,9 @@ def _features(
     with workplace.steps(task, len(parts)) as advance:
         videos = video_features(parts, extraction, view=view, cache=workplace.cache, progress=advance)
     if view.number == 0:
-        for part, video in zip(parts, videos, strict=True):
+        for video in videos:
             if video.error:
-                workplace.say(f"not wholly read: {part.name}: {video.error}")
+                workplace.say(f"not wholly read: {video.error}")
     return joined_pictures(clips, videos, extraction.clip) if drawn else videos
 
 

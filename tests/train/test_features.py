@@ -558,9 +558,6 @@ def test_there_is_an_end_to_kept_features(videos: list[Path], tmp_path: Path) ->
         kept_features(labelled(videos[:1]), tmp_path)[1]
 
 
-# -- with Keras -------------------------------------------------------------------------------------------------------
-
-
 # -- clips that share pictures ----------------------------------------------------------------------------------------
 
 SHARING = {
@@ -594,6 +591,23 @@ def test_clip_of_pictures_read_one_by_one_is_as_if_it_was_read_as_a_whole(tmp_pa
     for clip, other in zip(found, video_features(clips, extraction), strict=True):
         for part in ("rows", "pts_seconds", "slots", "restarts"):
             np.testing.assert_array_equal(getattr(clip, part), getattr(other, part))
+
+
+def test_pictures_of_a_view_are_changed_one_by_one(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        assert cv2.imwrite(str(path), np.full((*SIZE, 3), 100 + number, np.uint8))
+    clip = LabelledClip(Path("clip"), "red", "", "train", tuple(paths))
+    extraction = Extraction(FramesAsFeatures(PREPROCESS), "frames", PREPROCESS, SHARING["all"])
+    view = View(1, Augmentation(brightness=0.5))
+    whole = video_features([clip], extraction, view=view)
+    single = joined_pictures([clip], video_features(single_pictures([clip]), extraction, view=view), extraction.clip)
+    alike, apart = (found.rows.mean(axis=(1, 2, 3)) / np.arange(100, 106) for found in (whole[0], single[0]))
+    assert np.ptp(alike) < 0.02
+    assert np.ptp(apart) > 0.2
+
+
+# -- with Keras -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.keras

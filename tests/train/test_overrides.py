@@ -91,6 +91,7 @@ def test_options_of_the_classifier_are_added_to_those_of_the_recipe() -> None:
         ({"classifier_options": {"layers": 2}}, "classifier_options has no layers; it has"),
         ({"classifier_options": {"first": 2}}, "classifier_options has no first"),
         ({"classifier_options": 3}, "classifier_options must be a table, not 3"),
+        ({"classifier_options": {"units": 2, "roots": True}}, "classifier_options has no roots"),
         ({"settings": 3}, "settings must be a table, not 3"),
         ({"clip": [3]}, r"clip must be a table, not \[3\]"),
         ({"clip": {"length": 0}}, "clip: .*length 0 must be"),
@@ -179,6 +180,13 @@ def test_motion_wants_an_extractor_that_gives_features_of_change() -> None:
     with pytest.raises(DataError, match="resnet50 gives no features of change; take an EfficientNet-Lite"):
         changed("lite0-motion", extractor="resnet50")
     assert changed("lite0-motion", extractor="efficientnet_lite2").extractor == "efficientnet_lite2"
+
+
+def test_text_is_not_taken_for_true() -> None:
+    for recipe, option in (("faces-lstm", "roots"), ("lite0-motion", "halves")):
+        with pytest.raises(DataError, match=f"{option} is 'false', must be true or false; write it without quotes"):
+            changed(recipe, classifier_options={option: "false"})
+        assert changed(recipe, classifier_options={option: False}).classifier_options[option] is False
 
 
 def test_nothing_moves_between_pictures_that_are_drawn() -> None:

@@ -475,7 +475,8 @@ def test_background_of_the_model_is_made_of_the_same_classes(clips: Path, tmp_pa
     (entry,) = manifest_of(model).classifiers
     known = replace(entry, labels=("red", "background", "blue"))
     write_manifest(model, replace(manifest_of(model), classifiers=(known,)))
-    assert "does not know green" in edgeclf("evaluate", model, clips).stderr
+    refused = edgeclf("evaluate", model, clips).stderr
+    assert "does not know green; it knows red, background, blue: name those of its background with --back" in refused
     for options in ((), ("--classes", "red,blue")):
         done = edgeclf("evaluate", model, clips, "--background", "green", *options, "--format", "json")
         assert done.returncode == 0, done.stderr
@@ -544,7 +545,7 @@ def test_class_that_the_model_does_not_know_is_exit_2(colors: Path, csv: Path) -
     csv.write_text(f"{csv.read_text()}pink.avi,pink,,test\r\n")
     done = edgeclf("evaluate", colors, csv)
     assert done.returncode == 2
-    assert "DataError: the model does not know pink; it knows red, green, blue" in done.stderr
+    assert "DataError: the model does not know pink; it knows red, green, blue: choose with --classes" in done.stderr
 
 
 @pytest.mark.keras
