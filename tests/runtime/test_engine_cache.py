@@ -34,9 +34,8 @@ TRT: Any = SimpleNamespace(__name__="tensorrt", __version__="10.3.0")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "engines"
+def folder(own_cache: Path) -> Path:
+    return own_cache / "engines"
 
 
 @pytest.fixture

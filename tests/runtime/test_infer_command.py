@@ -48,10 +48,7 @@ def test_motion_gate_says_how_many_frames_were_still(colors: Path, video: Path) 
     assert (end["processed"], end["still"]) == (25, 23)  # one of each colour was extracted
 
 
-def test_what_tune_found_is_used_and_said(
-    colors: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EDGECLF_CACHE_DIR", str(tmp_path))
+def test_what_tune_found_is_used_and_said(colors: Path, video: Path) -> None:
     choice = Tuned("throughput", "onnxruntime", "cpu", "fp32", 3, 1, 2, 100.0, 0.01, "2026-11-22")
     keep(key_of(open_bundle(colors), "cpu", "throughput"), {"tuned": asdict(choice)})
     done = edgeclf("infer", video, "-b", colors, "--device", "cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,17 +21,11 @@ from edgeclf.runtime.golden import GOLDEN_NAME, Golden, GoldenClips, read_golden
 from edgeclf.runtime.verify import verify_bundle
 from edgeclf.runtime.verify_command import verify
 from tests.architecture.test_imports import FRAMEWORKS, modules_after
-from tests.golden.bundles.make_examples import example_of, golden, seal
+from tests.golden.bundles.make_examples import golden, seal
 from tests.support.colors import CLIP, SIZE, classifier_onnx
 from tests.support.onnx_writer import Node, Tensor, onnx_bytes
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A copy of the example that a test may change."""
-    return Path(shutil.copytree(example_of(1), tmp_path / "colors.edgeclf"))
 
 
 def run(*arguments: object) -> Result:
@@ -63,25 +56,25 @@ def extractor_onnx(*, bias: float = 0.0, reverse: bool = False) -> bytes:
     )
 
 
-def with_precision(bundle: Path, name: str, graph: bytes) -> Path:
-    (bundle / f"{name}.onnx").write_bytes(graph)
-    return seal(bundle, lambda manifest: manifest["extractor"]["precisions"].update({name: f"{name}.onnx"}))
+def with_precision(folder: Path, name: str, graph: bytes) -> Path:
+    (folder / f"{name}.onnx").write_bytes(graph)
+    return seal(folder, lambda manifest: manifest["extractor"]["precisions"].update({name: f"{name}.onnx"}))
 
 
-def with_two_classifiers(bundle: Path) -> Path:
+def with_two_classifiers(folder: Path) -> Path:
     def twice(manifest: dict[str, Any]) -> None:
         manifest["classifiers"].append({**manifest["classifiers"][0], "name": "again"})
 
     held = golden()
-    write_golden(bundle, replace(held, clips={**held.clips, "again": held.clips["colors"]}))
-    return seal(bundle, twice)
+    write_golden(folder, replace(held, clips={**held.clips, "again": held.clips["colors"]}))
+    return seal(folder, twice)
 
 
 # -- the same ---------------------------------------------------------------------------------------------------------
 
 
-def test_bundle_that_gives_its_own_answers_passes(bundle: Path) -> None:
-    (verdict,) = verify_bundle(open_bundle(bundle), device="cpu")
+def test_bundle_that_gives_its_own_answers_passes(folder: Path) -> None:
+    (verdict,) = verify_bundle(open_bundle(folder), device="cpu")
     assert verdict.passed
     assert (verdict.precision, verdict.frames, verdict.clips, verdict.changed_labels) == ("fp32", 4, 4, 0)
     assert verdict.max_difference < 1e-6
@@ -89,8 +82,8 @@ def test_bundle_that_gives_its_own_answers_passes(bundle: Path) -> None:
     assert verdict.extractor.startswith("onnxruntime CPU fp32")
 
 
-def test_table_says_where_it_ran_and_exits_0(bundle: Path) -> None:
-    result = run(bundle)
+def test_table_says_where_it_ran_and_exits_0(folder: Path) -> None:
+    result = run(folder)
     assert result.exit_code == 0
     assert "colors.edgeclf: 4 golden frames, 4 clips" in result.stdout
     row = next(line for line in result.stdout.splitlines() if line.startswith("colors "))
@@ -98,28 +91,28 @@ def test_table_says_where_it_ran_and_exits_0(bundle: Path) -> None:
     assert row.endswith("same")
 
 
-def test_json_holds_the_figures_and_what_is_allowed(bundle: Path) -> None:
-    record = json.loads(run(bundle, "--format", "json").stdout)
+def test_json_holds_the_figures_and_what_is_allowed(folder: Path) -> None:
+    record = json.loads(run(folder, "--format", "json").stdout)
     assert record["passed"] is True
     (verdict,) = record["verdicts"]
     assert verdict["max_difference"]["found"] <= verdict["max_difference"]["allowed"] == 1e-4
     assert verdict["changed_labels"] == {"found": 0, "clear_margin": 0.001}
 
 
-def test_every_classifier_of_a_path_is_replayed_and_a_name_picks_one(bundle: Path) -> None:
-    with_two_classifiers(bundle)
-    assert [one.classifier.name for one in open_classifiers(bundle)] == ["colors", "again"]
-    verdicts = json.loads(run(bundle, "--format", "json").stdout)["verdicts"]
+def test_every_classifier_of_a_path_is_replayed_and_a_name_picks_one(folder: Path) -> None:
+    with_two_classifiers(folder)
+    assert [one.classifier.name for one in open_classifiers(folder)] == ["colors", "again"]
+    verdicts = json.loads(run(folder, "--format", "json").stdout)["verdicts"]
     assert [(verdict["classifier"], verdict["passed"]) for verdict in verdicts] == [("colors", True), ("again", True)]
-    (verdict,) = json.loads(run(f"{bundle}#again", "--format", "json").stdout)["verdicts"]
+    (verdict,) = json.loads(run(f"{folder}#again", "--format", "json").stdout)["verdicts"]
     assert verdict["classifier"] == "again"
 
 
-def test_verify_loads_no_training_framework(bundle: Path) -> None:
+def test_verify_loads_no_training_framework(folder: Path) -> None:
     code = f"""
 from click.testing import CliRunner
 from edgeclf.cli import cli
-assert CliRunner().invoke(cli, ["verify", {str(bundle)!r}, "--device", "cpu"]).exit_code == 0
+assert CliRunner().invoke(cli, ["verify", {str(folder)!r}, "--device", "cpu"]).exit_code == 0
 """
     assert modules_after(code) & FRAMEWORKS == set()
 
@@ -127,27 +120,27 @@ assert CliRunner().invoke(cli, ["verify", {str(bundle)!r}, "--device", "cpu"]).e
 # -- not the same -----------------------------------------------------------------------------------------------------
 
 
-def test_other_scores_are_exit_1(bundle: Path) -> None:
+def test_other_scores_are_exit_1(folder: Path) -> None:
     constants = classifier_onnx().replace(np.float32(10).tobytes(), np.float32(9).tobytes())
-    (bundle / "classifier.onnx").write_bytes(constants)
-    result = run(seal(bundle))
+    (folder / "classifier.onnx").write_bytes(constants)
+    result = run(seal(folder))
     assert result.exit_code == 1
     assert "DIFFERS: scores off by more than 0.0001" in result.stdout
 
 
-def test_other_labels_are_counted(bundle: Path) -> None:
-    (bundle / "extractor.onnx").write_bytes(extractor_onnx(reverse=True))
-    (verdict,) = verify_bundle(open_bundle(seal(bundle)), device="cpu")
+def test_other_labels_are_counted(folder: Path) -> None:
+    (folder / "extractor.onnx").write_bytes(extractor_onnx(reverse=True))
+    (verdict,) = verify_bundle(open_bundle(seal(folder)), device="cpu")
     assert not verdict.passed
     assert verdict.changed_labels == 2  # the red clip and the blue one
     assert verdict.faults == ("cosine below 0.9999", "scores off by more than 0.0001", "labels changed")
     assert verdict.cosine_min < 0.1
 
 
-def test_scores_that_are_no_numbers_do_not_pass(bundle: Path) -> None:
+def test_scores_that_are_no_numbers_do_not_pass(folder: Path) -> None:
     constants = classifier_onnx().replace(np.float32(10).tobytes(), np.float32(np.nan).tobytes())
-    (bundle / "classifier.onnx").write_bytes(constants)
-    result = run(seal(bundle), "--format", "json")
+    (folder / "classifier.onnx").write_bytes(constants)
+    result = run(seal(folder), "--format", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["verdicts"][0]["max_difference"]["found"] is None
 
@@ -156,66 +149,66 @@ def test_scores_that_are_no_numbers_do_not_pass(bundle: Path) -> None:
     ("precision", "bias", "passes"),
     [("fp16", 0.0, True), ("fp16", 0.01, True), ("fp16", 0.06, False), ("int8", 0.06, True), ("int8", 0.9, False)],
 )
-def test_other_precisions_are_judged_by_their_features(bundle: Path, precision: str, bias: float, passes: bool) -> None:
-    with_precision(bundle, precision, extractor_onnx(bias=bias))
-    single, other = verify_bundle(open_bundle(bundle), device="cpu")
+def test_other_precisions_are_judged_by_their_features(folder: Path, precision: str, bias: float, passes: bool) -> None:
+    with_precision(folder, precision, extractor_onnx(bias=bias))
+    single, other = verify_bundle(open_bundle(folder), device="cpu")
     assert single.passed
     assert other.precision == precision
     assert other.passed is passes
     assert other.allowed.cosine == {"fp16": 0.999, "int8": 0.9}[precision]
 
 
-def test_only_the_precisions_that_are_named_run(bundle: Path) -> None:
-    with_precision(bundle, "fp16", extractor_onnx(bias=0.5))
-    assert run(bundle).exit_code == 1
-    assert run(bundle, "--precision", "fp32").exit_code == 0
-    result = run(bundle, "--precision", "fp16", "--precision", "fp32")
+def test_only_the_precisions_that_are_named_run(folder: Path) -> None:
+    with_precision(folder, "fp16", extractor_onnx(bias=0.5))
+    assert run(folder).exit_code == 1
+    assert run(folder, "--precision", "fp32").exit_code == 0
+    result = run(folder, "--precision", "fp16", "--precision", "fp32")
     assert result.exit_code == 1
     assert "checked for this device alone" in result.stdout
 
 
-def test_precision_that_does_not_run_here_is_a_row_with_its_reason(bundle: Path) -> None:
-    result = run(with_precision(bundle, "fp16", b"no graph"))
+def test_precision_that_does_not_run_here_is_a_row_with_its_reason(folder: Path) -> None:
+    result = run(with_precision(folder, "fp16", b"no graph"))
     assert result.exit_code == 1
     assert "DOES NOT RUN: fp16.onnx does not load" in result.stdout
     assert "same" in result.stdout
 
 
-def test_precision_that_was_named_and_does_not_run_is_exit_2(bundle: Path) -> None:
-    with_precision(bundle, "fp16", b"no graph")
-    assert "fp16.onnx does not load" in error_of(run(bundle, "--precision", "fp16")).message
+def test_precision_that_was_named_and_does_not_run_is_exit_2(folder: Path) -> None:
+    with_precision(folder, "fp16", b"no graph")
+    assert "fp16.onnx does not load" in error_of(run(folder, "--precision", "fp16")).message
 
 
 # -- cannot be begun --------------------------------------------------------------------------------------------------
 
 
-def test_precision_that_is_not_there_is_exit_2(bundle: Path) -> None:
-    assert "holds no int8 graph" in error_of(run(bundle, "--precision", "int8")).message
+def test_precision_that_is_not_there_is_exit_2(folder: Path) -> None:
+    assert "holds no int8 graph" in error_of(run(folder, "--precision", "int8")).message
 
 
-def test_backend_that_is_not_there_is_exit_2(bundle: Path) -> None:
-    assert "unknown backend 'abacus'" in error_of(run(bundle, "--backend", "abacus")).message
+def test_backend_that_is_not_there_is_exit_2(folder: Path) -> None:
+    assert "unknown backend 'abacus'" in error_of(run(folder, "--backend", "abacus")).message
 
 
-def test_device_that_is_not_there_is_refused(bundle: Path) -> None:
+def test_device_that_is_not_there_is_refused(folder: Path) -> None:
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'edgeclf[cpu]'")
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(SessionError, match="device cuda cannot be used"):
-        verify_bundle(open_bundle(bundle), device="cuda")
+        verify_bundle(open_bundle(folder), device="cuda")
 
 
-def test_older_bundle_without_golden_inputs_says_what_to_do(bundle: Path) -> None:
-    (bundle / GOLDEN_NAME).unlink()
-    error = error_of(run(seal(bundle)))
+def test_older_bundle_without_golden_inputs_says_what_to_do(folder: Path) -> None:
+    (folder / GOLDEN_NAME).unlink()
+    error = error_of(run(seal(folder)))
     assert "holds no golden.npz" in error.message
     assert "edgeclf export MODEL_DIR" in error.hint
 
 
-def test_altered_golden_inputs_are_refused(bundle: Path) -> None:
-    with (bundle / GOLDEN_NAME).open("ab") as file:
+def test_altered_golden_inputs_are_refused(folder: Path) -> None:
+    with (folder / GOLDEN_NAME).open("ab") as file:
         file.write(b"x")
-    assert "was altered" in error_of(run(bundle)).message
+    assert "was altered" in error_of(run(folder)).message
 
 
 def test_path_that_is_no_bundle_is_exit_2(tmp_path: Path) -> None:
@@ -227,16 +220,16 @@ def test_path_that_is_no_bundle_is_exit_2(tmp_path: Path) -> None:
 # -- the file of golden inputs ----------------------------------------------------------------------------------------
 
 
-def test_golden_inputs_survive_their_file_and_the_same_arrays_give_the_same_bytes(bundle: Path) -> None:
+def test_golden_inputs_survive_their_file_and_the_same_arrays_give_the_same_bytes(folder: Path) -> None:
     written = golden()
-    first = write_golden(bundle, written).read_bytes()
-    found = read_golden(open_bundle(seal(bundle)))
+    first = write_golden(folder, written).read_bytes()
+    found = read_golden(open_bundle(seal(folder)))
     assert np.array_equal(found.frames, written.frames)
     assert found.features is not None
     assert np.array_equal(found.features, written.features)  # type: ignore[arg-type]
     for name in ("rows", "lengths", "scores"):
         assert np.array_equal(getattr(found.clips["colors"], name), getattr(written.clips["colors"], name))
-    assert write_golden(bundle, written).read_bytes() == first
+    assert write_golden(folder, written).read_bytes() == first
 
 
 def test_clips_are_padded_as_their_classifier_asks() -> None:
@@ -247,8 +240,8 @@ def test_clips_are_padded_as_their_classifier_asks() -> None:
     assert clips.of(values, replace(spec, padding="repeat_last")).tolist() == [[[3.0], [1.0], [1.0]]]
 
 
-def arrays_of(bundle: Path) -> Arrays:
-    with (bundle / GOLDEN_NAME).open("rb") as file, np.load(file) as arrays:
+def arrays_of(folder: Path) -> Arrays:
+    with (folder / GOLDEN_NAME).open("rb") as file, np.load(file) as arrays:
         return dict(arrays)
 
 
@@ -282,12 +275,12 @@ BROKEN: dict[str, Callable[[Arrays], object]] = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_golden_inputs_that_contradict_the_bundle_are_refused(bundle: Path, fault: str) -> None:
-    arrays = arrays_of(bundle)
+def test_golden_inputs_that_contradict_the_bundle_are_refused(folder: Path, fault: str) -> None:
+    arrays = arrays_of(folder)
     BROKEN[fault](arrays)
-    np.savez(bundle / GOLDEN_NAME, **arrays)  # type: ignore[arg-type]
+    np.savez(folder / GOLDEN_NAME, **arrays)  # type: ignore[arg-type]
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read: .*; export it again"):
-        read_golden(open_bundle(seal(bundle)))
+        read_golden(open_bundle(seal(folder)))
 
 
 def claiming(shape: tuple[int, ...]) -> bytes:
@@ -314,34 +307,34 @@ def bomb() -> bytes:
     [b"", b"PK", b"PK\x03\x04" + b"\0" * 100, b"\x93NUMPY\x01\x00", claiming((1 << 50,)), claiming((1 << 20, 1 << 20))],
     ids=["empty", "stub", "zeros", "header alone", "a petabyte", "a terabyte"],
 )
-def test_file_that_is_no_archive_is_refused(bundle: Path, content: bytes) -> None:
-    (bundle / GOLDEN_NAME).write_bytes(content)
+def test_file_that_is_no_archive_is_refused(folder: Path, content: bytes) -> None:
+    (folder / GOLDEN_NAME).write_bytes(content)
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read"):
-        read_golden(open_bundle(seal(bundle)))
+        read_golden(open_bundle(seal(folder)))
 
 
-def test_array_alone_is_refused(bundle: Path) -> None:
-    with (bundle / GOLDEN_NAME).open("wb") as file:
+def test_array_alone_is_refused(folder: Path) -> None:
+    with (folder / GOLDEN_NAME).open("wb") as file:
         np.save(file, golden().frames)
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read"):
-        read_golden(open_bundle(seal(bundle)))
+        read_golden(open_bundle(seal(folder)))
 
 
-def test_archive_that_unpacks_to_too_much_is_refused(bundle: Path) -> None:
-    (bundle / GOLDEN_NAME).write_bytes(bomb())
+def test_archive_that_unpacks_to_too_much_is_refused(folder: Path) -> None:
+    (folder / GOLDEN_NAME).write_bytes(bomb())
     with pytest.raises(BundleError, match="it holds 300 MB, 256 are allowed"):
-        read_golden(open_bundle(seal(bundle)))
+        read_golden(open_bundle(seal(folder)))
 
 
-def test_archive_with_any_byte_changed_is_read_or_refused(bundle: Path) -> None:
-    good = (bundle / GOLDEN_NAME).read_bytes()
+def test_archive_with_any_byte_changed_is_read_or_refused(folder: Path) -> None:
+    good = (folder / GOLDEN_NAME).read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
     for place in rng.choice(len(good), 150, replace=False):
         changed = bytearray(good)
         changed[place] ^= int(rng.integers(1, 256))
-        (bundle / GOLDEN_NAME).write_bytes(changed)
-        opened = open_bundle(seal(bundle))
+        (folder / GOLDEN_NAME).write_bytes(changed)
+        opened = open_bundle(seal(folder))
         try:
             assert isinstance(read_golden(opened), Golden)
         except BundleError:

@@ -14,6 +14,7 @@ import pytest
 
 from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.model_directory import import_keras
+from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.train import fit
 from edgeclf.train.extractors import EXTRACTORS, Extractor, Pooling, features_of
 from edgeclf.train.fit import FitSettings
@@ -22,6 +23,7 @@ from edgeclf.train.recipe import RECIPES, Recipe
 from edgeclf.train.training import Trained, Workplace, train_recipe
 from tests.support.labelled import COLORS, write_color_clips
 
+ONE_THREAD = LoopOptions(depth=0, workers=0, batch_size=8)
 SIZE = (12, 12)
 CHANNELS = 6
 

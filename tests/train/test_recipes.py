@@ -13,15 +13,14 @@ import pytest
 from edgeclf.dataset import Dataset
 from edgeclf.errors import DataError
 from edgeclf.model_directory import ModelDescription, load_keras, open_keras_model, read_description, read_parity
-from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.train.evaluation import evaluate
 from edgeclf.train.outcome import train_model
 from edgeclf.train.recipe import RECIPES, Recipe
 from tests.support.labelled import require_keras
 from tests.support.training import (
+    ONE_THREAD,
     SIZE,
     Told,
-    color_dataset,
     fit_without_graphs,
     picture_dataset,
     tiny_recipe,
@@ -29,7 +28,6 @@ from tests.support.training import (
 )
 
 NAMES = tuple(RECIPES)
-ONE_THREAD = LoopOptions(depth=0, workers=0, batch_size=8)
 
 
 # -- what they say ----------------------------------------------------------------------------------------------------
@@ -96,23 +94,18 @@ class Run:
     told: Told
 
 
-@pytest.fixture(scope="module")
-def colors_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return color_dataset(tmp_path_factory.mktemp("clips"))
-
-
 @pytest.fixture(scope="module", params=NAMES)
-def trained(request: pytest.FixtureRequest, colors_of_clips: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     require_keras()
     name = request.param
     folder = tmp_path_factory.mktemp(name)
-    dataset = picture_dataset(folder) if name == "faces-lstm" else colors_of_clips
+    clips = picture_dataset(folder) if name == "faces-lstm" else dataset
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_networks(patch)
         fit_without_graphs(patch)
         recipe, told = tiny_recipe(name), Told()
-        description = train_model(recipe, dataset, folder / "model", "colours", told.workplace(folder / "cache"))
-        yield Run(folder / "model", dataset, recipe, description, told)
+        description = train_model(recipe, clips, folder / "model", "colours", told.workplace(folder / "cache"))
+        yield Run(folder / "model", clips, recipe, description, told)
 
 
 @pytest.mark.keras

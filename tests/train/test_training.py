@@ -16,7 +16,6 @@ import pytest
 from edgeclf.dataset import Dataset, LabelledClip
 from edgeclf.errors import DataError
 from edgeclf.model_directory import load_keras, open_keras_model
-from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.specs import ClipSpec, PreprocessSpec
 from edgeclf.train import features, training
 from edgeclf.train import fit as fitting
@@ -26,11 +25,9 @@ from edgeclf.train.fit import FitSettings
 from edgeclf.train.outcome import train_model
 from edgeclf.train.training import score, with_stream_form
 from tests.support.labelled import COLORS, edgeclf, write_csv
-from tests.support.training import Told, fit_without_graphs, tiny_recipe, trained, use_tiny_networks
+from tests.support.training import ONE_THREAD, Told, fit_without_graphs, tiny_recipe, trained, use_tiny_networks
 
 pytestmark = [pytest.mark.keras, pytest.mark.usefixtures("tiny_networks")]
-
-ONE_THREAD = LoopOptions(depth=0, workers=0, batch_size=8)
 
 
 def with_clips(dataset: Dataset, *more: LabelledClip) -> Dataset:

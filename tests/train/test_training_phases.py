@@ -11,7 +11,6 @@ import pytest
 
 from edgeclf.dataset import Dataset
 from edgeclf.model_directory import open_keras_model
-from edgeclf.runtime.pipeline import LoopOptions
 from edgeclf.specs import ClipSpec
 from edgeclf.train import fit as fitting
 from edgeclf.train import training
@@ -24,11 +23,9 @@ from edgeclf.train.outcome import train_model
 from edgeclf.train.overrides import with_overrides
 from edgeclf.train.recipe import FineTuning
 from edgeclf.train.training import standardise
-from tests.support.training import Told, picture_dataset, tiny_recipe, trained
+from tests.support.training import ONE_THREAD, Told, picture_dataset, tiny_recipe, trained
 
 pytestmark = [pytest.mark.keras, pytest.mark.usefixtures("tiny_networks")]
-
-ONE_THREAD = LoopOptions(depth=0, workers=0, batch_size=8)
 
 
 # -- phases -----------------------------------------------------------------------------------------------------------
